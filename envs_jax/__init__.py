@@ -1,0 +1,24 @@
+"""Environments in pure JAX. `make(name, **options)` builds one, `names()` lists them."""
+
+from envs_jax import registry
+
+_CATALOGUE = (
+    # name, factory, options, one line
+    ("toy-constant-reward", "envs_jax.control.toy:ConstantReward", {}, "One step, reward 1: can a value be learned?"),
+    ("toy-observed-value", "envs_jax.control.toy:ObservedValue", {}, "One step, reward = observation"),
+    ("toy-discounting", "envs_jax.control.toy:Discounting", {}, "Two steps, reward at the second"),
+    ("toy-action-choice", "envs_jax.control.toy:ActionChoice", {}, "One step, one action pays"),
+    ("toy-observed-action", "envs_jax.control.toy:ObservedAction", {}, "One step, the observation names the paying action"),
+    ("cartpole", "envs_jax.control.cartpole:CartPole", {}, "Balance a pole on a cart"),
+    ("pendulum", "envs_jax.control.pendulum:Pendulum", {}, "Swing up a torque-limited pendulum"),
+    ("flipit", "envs_jax.games.flipit:FlipIt", {}, "FlipIt: one resource, two players, stealthy takeover"),
+    ("poolflip-r1", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 1}, "PoolFlip with one resource"),
+    ("poolflip-r3", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 3}, "PoolFlip with three resources"),
+    ("poolflip-r10", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 10}, "PoolFlip with ten resources"),
+)
+for _name, _factory, _options, _summary in _CATALOGUE:
+    registry.register(_name, _factory, options=_options, summary=_summary)
+
+make, names, register = registry.make, registry.names, registry.register
+
+__all__ = ["make", "names", "register"]

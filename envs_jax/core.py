@@ -1,0 +1,144 @@
+"""The environment protocol: pure functions on a state made of arrays.
+
+Letters used in shapes throughout the project: T time, B parallel environments, A agents, S seeds, K population,
+N actions. An environment itself has no batch axis, no auto-reset and no Python state; `jaxrl.rollout` owns those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs_jax.spaces import Space
+
+Array = jax.Array
+PyTree = Any
+
+
+@struct.dataclass
+class EnvParams:
+    """Base of every environment's parameters: numbers that may be traced, vmapped and drawn per episode."""
+
+
+@struct.dataclass
+class TimeStep:
+    """What an environment shows after a reset or a step.
+
+    With `num_agents > 1`, `observation`, `reward`, `legal_actions`, `critic_observation` and every leaf of `info`
+    lead with an axis A; the two endings stay scalar.
+    """
+
+    observation: PyTree  # in the observation space
+    reward: Array  # f32 [] or [A]; 0 at reset
+    terminated: Array  # bool []; the task ended: the value of what follows is 0
+    truncated: Array  # bool []; the episode was cut: what follows still has a value
+    legal_actions: Array | None = None  # bool [N]; None where every action is always legal
+    info: dict[str, Array] = dataclasses.field(default_factory=dict)  # the same keys at every step
+    critic_observation: PyTree | None = None  # what only a critic may see (asymmetric critics)
+
+    @property
+    def ended(self) -> Array:
+        """bool []: the episode is over, for either reason."""
+        return self.terminated | self.truncated
+
+
+def time_step(
+    observation: PyTree,
+    reward: Array | float = 0.0,
+    terminated: Array | bool = False,
+    truncated: Array | bool = False,
+    legal_actions: Array | None = None,
+    info: dict[str, Array] | None = None,
+    critic_observation: PyTree | None = None,
+) -> TimeStep:
+    """A `TimeStep` with the dtypes every environment must emit, so that reset and step return equal trees."""
+    return TimeStep(
+        observation=observation,
+        reward=jnp.asarray(reward, jnp.float32),
+        terminated=jnp.asarray(terminated, bool),
+        truncated=jnp.asarray(truncated, bool),
+        legal_actions=legal_actions,
+        info={} if info is None else info,
+        critic_observation=critic_observation,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """The spaces alone: what an algorithm needs to know where no JAX environment is at hand."""
+
+    observation_space: Space
+    action_space: Space
+    critic_observation_space: Space | None = None
+    num_agents: int = 1
+
+
+StateT = TypeVar("StateT")
+ParamsT = TypeVar("ParamsT", bound=EnvParams)
+
+
+class Environment(Generic[StateT, ParamsT]):
+    """Base class of all environments.
+
+    A subclass names its state and its parameters (both `flax.struct` dataclasses) and defines `reset`, `step`,
+    `observation_space`, `action_space` and `default_params`. Static options are arguments of its constructor.
+    """
+
+    version: ClassVar[int] = 1  # raised when the same key gives another episode
+    num_agents: ClassVar[int] = 1
+    roles: ClassVar[tuple[str, ...]] = ()  # names of the agents, where they differ
+    # The longest episode, where the environment itself bounds it; None where only a caller can.
+    max_steps: int | None = None
+
+    @property
+    def default_params(self) -> ParamsT:
+        raise NotImplementedError
+
+    def reset(self, key: Array, params: ParamsT) -> tuple[StateT, TimeStep]:
+        """Starts an episode; consumes `key`."""
+        raise NotImplementedError
+
+    def step(self, key: Array, state: StateT, action: Array, params: ParamsT) -> tuple[StateT, TimeStep]:
+        """Plays one action; consumes `key`. Must not be called after an ending without a reset."""
+        raise NotImplementedError
+
+    def observation_space(self, params: ParamsT) -> Space:
+        raise NotImplementedError
+
+    def action_space(self, params: ParamsT) -> Space:
+        raise NotImplementedError
+
+    def critic_observation_space(self, params: ParamsT) -> Space | None:
+        """The space of `TimeStep.critic_observation`; None where there is none."""
+        del params
+        return None
+
+    def sample_params(self, key: Array, params: ParamsT) -> ParamsT:
+        """Draws the parameters of one episode; may ignore `key`.
+
+        Leaves that come back unchanged (the same object) stay shared by all environments; only replaced leaves are
+        carried per environment. The default draws nothing and costs nothing.
+        """
+        del key
+        return params
+
+    def render(self, state: StateT) -> Any:
+        """One picture of a state on the host: u8 `[height, width, 3]`. Optional."""
+        raise NotImplementedError(f"{type(self).__name__} has no renderer")
+
+    def spec(self, params: ParamsT) -> EnvSpec:
+        """The spaces of this environment under `params`."""
+        return EnvSpec(
+            self.observation_space(params),
+            self.action_space(params),
+            self.critic_observation_space(params),
+            self.num_agents,
+        )
+
+    @property
+    def can_render(self) -> bool:
+        return type(self).render is not Environment.render

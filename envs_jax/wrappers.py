@@ -1,0 +1,74 @@
+"""Environments made from environments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep
+from envs_jax.spaces import Box, Space
+
+
+@struct.dataclass
+class FrameStackState:
+    inner: PyTree
+    frames: Array  # [*shape[:-1], shape[-1] * num_frames], oldest first
+
+
+class FrameStack(Environment[FrameStackState, EnvParams]):
+    """Joins the last `num_frames` observations along the last axis, oldest first; at reset all are the first one.
+
+    Everything else is the wrapped environment's.
+    """
+
+    def __init__(self, env: Environment, num_frames: int):
+        if num_frames < 2:
+            raise ValueError(f"frame_stack must be at least 1, got {num_frames}")
+        space = env.observation_space(env.default_params) if env.num_agents == 1 else None
+        if not isinstance(space, Box) or not space.shape:
+            raise ValueError("frame_stack needs a single-agent environment with array observations")
+        self.env, self.num_frames, self.max_steps = env, num_frames, env.max_steps
+
+    @property
+    def default_params(self) -> EnvParams:
+        return self.env.default_params
+
+    def reset(self, key: Array, params: EnvParams) -> tuple[FrameStackState, TimeStep]:
+        inner, time_step = self.env.reset(key, params)
+        frames = jnp.concatenate([time_step.observation] * self.num_frames, axis=-1)
+        return FrameStackState(inner, frames), time_step.replace(observation=frames)  # type: ignore[attr-defined]
+
+    def step(
+        self, key: Array, state: FrameStackState, action: Array, params: EnvParams
+    ) -> tuple[FrameStackState, TimeStep]:
+        inner, time_step = self.env.step(key, state.inner, action, params)
+        newest = time_step.observation
+        frames = jnp.concatenate([state.frames[..., newest.shape[-1] :], newest], axis=-1)
+        return FrameStackState(inner, frames), time_step.replace(observation=frames)  # type: ignore[attr-defined]
+
+    def sample_params(self, key: Array, params: EnvParams) -> EnvParams:
+        return self.env.sample_params(key, params)
+
+    def observation_space(self, params: EnvParams) -> Space:
+        space = self.env.observation_space(params)
+        assert isinstance(space, Box)
+        low, high = (np.concatenate([bound] * self.num_frames, axis=-1) for bound in (space.low, space.high))
+        return Box(low, high, low.shape, space.dtype)
+
+    def action_space(self, params: EnvParams) -> Space:
+        return self.env.action_space(params)
+
+    def critic_observation_space(self, params: EnvParams) -> Space | None:
+        return self.env.critic_observation_space(params)
+
+    def render(self, state: FrameStackState) -> Any:
+        return self.env.render(state.inner)
+
+    @property
+    def can_render(self) -> bool:
+        return self.env.can_render
+
