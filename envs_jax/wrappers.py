@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -40,7 +40,7 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
     def reset(self, key: Array, params: EnvParams) -> tuple[FrameStackState, TimeStep]:
         inner, time_step = self.env.reset(key, params)
         frames = jnp.concatenate([time_step.observation] * self.num_frames, axis=-1)
-        return FrameStackState(inner, frames), time_step.replace(observation=frames)  # type: ignore[attr-defined]
+        return FrameStackState(inner, frames), dataclasses.replace(time_step, observation=frames)
 
     def step(
         self, key: Array, state: FrameStackState, action: Array, params: EnvParams
@@ -48,7 +48,7 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
         inner, time_step = self.env.step(key, state.inner, action, params)
         newest = time_step.observation
         frames = jnp.concatenate([state.frames[..., newest.shape[-1] :], newest], axis=-1)
-        return FrameStackState(inner, frames), time_step.replace(observation=frames)  # type: ignore[attr-defined]
+        return FrameStackState(inner, frames), dataclasses.replace(time_step, observation=frames)
 
     def sample_params(self, key: Array, params: EnvParams) -> EnvParams:
         return self.env.sample_params(key, params)

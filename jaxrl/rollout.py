@@ -1,0 +1,270 @@
+"""Playing: `unroll` continues many environments and resets them, `episodes` plays one episode per reset key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs_jax.core import Environment, EnvParams, TimeStep
+from jaxrl.types import Array, Batch, EpisodeStats, PyTree, Rollout, Transition
+
+Policy = tuple[Callable[..., Any], Callable[..., Any]]  # (start, act) as in `jaxrl.types.Algorithm`
+
+
+class EpisodeParams:
+    """Environment parameters of which `sample_params` draws some leaves per episode and leaves the rest shared.
+
+    Which leaves it replaces is found by object identity in an abstract trace, so that an unused hook costs nothing and
+    a shared bank is never copied B times.
+    """
+
+    def __init__(self, env: Environment, env_params: EnvParams):
+        self.env, self.shared = env, env_params
+        self.replaced: list[bool] = []
+
+        def probe(key: Array, params: EnvParams) -> Array:
+            old, new = jax.tree.leaves(params), jax.tree.leaves(env.sample_params(key, params))
+            self.replaced = [a is not b for a, b in zip(old, new, strict=True)]
+            return key
+
+        jax.eval_shape(probe, jax.random.key(0), env_params)
+        # `in_axes` of what `merge` returns.
+        self.axes = jax.tree.structure(env_params).unflatten([0 if mark else None for mark in self.replaced])
+
+    def draw(self, keys: Array) -> list[Array]:
+        """The replaced leaves for each of `keys` `[B]`."""
+
+        def leaves(key: Array) -> list[Array]:
+            params = jax.tree.leaves(self.env.sample_params(key, self.shared))
+            return [leaf for leaf, mark in zip(params, self.replaced, strict=True) if mark]
+
+        return jax.vmap(leaves)(keys) if any(self.replaced) else []
+
+    def merge(self, drawn: list[Array]) -> EnvParams:
+        """Parameters whose drawn leaves lead with B; the others are shared."""
+        leaves, structure = jax.tree.flatten(self.shared)
+        fresh = iter(drawn)
+        return structure.unflatten([next(fresh) if mark else leaf for leaf, mark in zip(leaves, self.replaced)])
+
+
+def start_rollout(
+    env: Environment, policy: Policy, policy_params: PyTree, env_params: EnvParams, key: Array, num_envs: int
+) -> Rollout:
+    """Resets B = `num_envs` environments; consumes `key`."""
+    keys = jax.random.split(key, (3, num_envs))
+    params = EpisodeParams(env, env_params)
+    drawn = params.draw(keys[0])
+    state, time_step = jax.vmap(env.reset, (0, params.axes))(keys[1], params.merge(drawn))
+    carry = jax.vmap(policy[0], (None, 0))(policy_params, keys[2])
+    zeros = jnp.zeros_like(time_step.reward)
+    return Rollout(drawn, state, time_step, carry, zeros, jnp.zeros(num_envs, jnp.int32), zeros)
+
+
+def unroll(
+    env: Environment,
+    policy: Policy,
+    policy_params: PyTree,
+    env_params: EnvParams,
+    rollout: Rollout,
+    key: Array,
+    num_steps: int,
+    discount: Array | float = 1.0,
+) -> tuple[Rollout, Batch]:
+    """Plays T = `num_steps` steps in each of B environments; where an episode ends, the next one begins.
+
+    The successor in a transition is the true last observation; the one after the reset is the observation of the
+    following transition. Episode parameters are drawn once per call, for the episodes that begin in it.
+
+    Args:
+        env: the environment.
+        policy: `(start, act)`.
+        policy_params: shared by all environments.
+        env_params: shared parameters; `rollout.drawn_params` holds the leaves that differ between environments.
+        rollout: where the environments stand, `[B]`.
+        key: consumed.
+        num_steps: T.
+        discount: of the running discounted return (used to normalise rewards).
+
+    Returns:
+        The rollout after the last step and the `Batch` of transitions `[T, B]`.
+    """
+    start, act = policy
+    num_envs = rollout.episode_length.shape[0]
+    params = EpisodeParams(env, env_params)
+    key_params, key_steps = jax.random.split(key)
+    fresh_params = params.draw(jax.random.split(key_params, num_envs))
+
+    def step(rollout: Rollout, key: Array) -> tuple[Rollout, tuple[Transition, EpisodeStats]]:
+        key_act, key_step, key_reset, key_start = jax.random.split(key, (4, num_envs))
+        before = rollout.time_step
+        action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
+            policy_params, rollout.carry, before, key_act, False
+        )
+        state, after = jax.vmap(env.step, (0, 0, 0, params.axes))(
+            key_step, rollout.env_state, action, params.merge(rollout.drawn_params)
+        )
+        transition = make_transition(before, action, after, extras)
+        ended = after.ended
+        episode_return = rollout.episode_return + after.reward
+        episode_length = rollout.episode_length + 1
+        discounted_return = discount * rollout.discounted_return + after.reward
+        stats = EpisodeStats(
+            jnp.sum(_where(ended, episode_return, jnp.zeros_like(episode_return)), axis=0),
+            jnp.sum(jnp.where(ended, episode_length, 0)).astype(jnp.float32),
+            jnp.sum(ended, dtype=jnp.int32),
+        )
+
+        # Both branches are computed, which is what vmap would do to a conditional anyway.
+        drawn = _select(ended, fresh_params, rollout.drawn_params)
+        new_state, first = jax.vmap(env.reset, (0, params.axes))(key_reset, params.merge(drawn))
+        new_carry = jax.vmap(start, (None, 0))(policy_params, key_start)
+        rollout = Rollout(
+            drawn,
+            _select(ended, new_state, state),
+            _select(ended, first, after),
+            _select(ended, new_carry, carry),
+            _where(ended, jnp.zeros_like(episode_return), episode_return),
+            jnp.where(ended, 0, episode_length),
+            _where(ended, jnp.zeros_like(discounted_return), discounted_return),
+        )
+        return rollout, (transition, stats)
+
+    first_carry, first_return = rollout.carry, rollout.discounted_return
+    rollout, (transitions, stats) = jax.lax.scan(step, rollout, jax.random.split(key_steps, num_steps))
+    total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), stats)
+    return rollout, Batch(transitions, first_carry, first_return, total)
+
+
+def make_transition(before: TimeStep, action: Array, after: TimeStep, extras: dict[str, Array]) -> Transition:
+    """The transition between two time steps of one episode."""
+    return Transition(
+        observation=before.observation,
+        action=action,
+        reward=after.reward,
+        terminated=after.terminated,
+        truncated=after.truncated,
+        next_observation=after.observation,
+        legal_actions=before.legal_actions,
+        critic_observation=before.critic_observation,
+        next_critic_observation=after.critic_observation,
+        extras=extras,
+    )
+
+
+@struct.dataclass
+class Episodes:
+    """B whole episodes."""
+
+    episode_return: Array  # f32 [B] or [B, A]; undiscounted
+    episode_length: Array  # i32 [B]
+    terminated: Array  # bool [B]; False where the episode was truncated or cut by `max_steps`
+    info: dict[str, Array]  # per-step means of the scalar entries of `TimeStep.info`, f32 [B] (or [B, A])
+    record: PyTree = None  # what `record` returned, [T, B]
+    mask: Array | None = None  # bool [T, B]; False after the end; None without `record`
+
+
+def episodes(
+    env: Environment,
+    policy: Policy,
+    policy_params: PyTree,
+    env_params: EnvParams,
+    reset_keys: Array,
+    key: Array,
+    max_steps: int,
+    *,
+    deterministic: bool = True,
+    record: Callable[[PyTree, TimeStep, Array, TimeStep, dict[str, Array]], PyTree] | None = None,
+) -> Episodes:
+    """Plays exactly one episode per reset key.
+
+    Parameters and start of episode i come from `reset_keys[i]`; step noise and actions come from two streams of
+    `fold_in(key, i)`, so that every policy meets the same episodes and noise, and episode i can be replayed alone.
+    Equal reset keys give a group of episodes with the same start.
+
+    Args:
+        env: the environment.
+        policy: `(start, act)`.
+        policy_params: shared by all episodes.
+        env_params: the shared parameters, before `sample_params`.
+        reset_keys: typed keys `[B]`.
+        key: consumed; the noise of steps and actions.
+        max_steps: an episode that lasts longer is cut.
+        deterministic: passed to `act`.
+        record: `record(env_state, before, action, after, extras)` names what to keep of each step, batch axis B
+            included; without it nothing is stored and play stops when the last episode has ended.
+
+    Returns:
+        `Episodes` with B entries.
+    """
+    start, act = policy
+    num_episodes = reset_keys.shape[0]
+    sampled = EpisodeParams(env, env_params)
+    key_draw, key_reset, key_start = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(reset_keys), 1, 0)
+    params = sampled.merge(sampled.draw(key_draw))
+    streams = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num_episodes))
+
+    def step(loop: tuple, t: Array) -> tuple[tuple, PyTree]:
+        state, before, carry, result, alive = loop
+        key_step, key_act = (jax.vmap(jax.random.fold_in, (0, None))(streams[:, i], t) for i in (0, 1))
+        action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
+            policy_params, carry, before, key_act, deterministic
+        )
+        new_state, after = jax.vmap(env.step, (0, 0, 0, sampled.axes))(key_step, state, action, params)
+        kept = None if record is None else (record(state, before, action, after, extras), alive)
+        result = dataclasses.replace(
+            result,
+            episode_return=result.episode_return + after.reward * _expand(alive, after.reward),
+            episode_length=result.episode_length + alive,
+            terminated=result.terminated | (alive & after.terminated),
+            info={
+                name: total + after.info[name].astype(jnp.float32) * _expand(alive, total)
+                for name, total in result.info.items()
+            },
+        )
+        return (_select(alive, new_state, state), after, carry, result, alive & ~after.ended), kept
+
+    state, first = jax.vmap(env.reset, (0, sampled.axes))(key_reset, params)
+    carry = jax.vmap(start, (None, 0))(policy_params, key_start)
+    reward_shape = first.reward.shape
+    result = Episodes(
+        jnp.zeros(reward_shape),
+        jnp.zeros(num_episodes, jnp.int32),
+        jnp.zeros(num_episodes, bool),
+        {name: jnp.zeros(reward_shape) for name, leaf in first.info.items() if leaf.shape == reward_shape},
+    )
+    loop = (state, first, carry, result, jnp.ones(num_episodes, bool))
+    if record is not None:
+        (_, _, _, result, _), (kept, mask) = jax.lax.scan(step, loop, jnp.arange(max_steps))
+        result = dataclasses.replace(result, record=kept, mask=mask)
+    else:
+        _, (_, _, _, result, _) = jax.lax.while_loop(
+            lambda c: (c[0] < max_steps) & jnp.any(c[1][-1]),
+            lambda c: (c[0] + 1, step(c[1], c[0])[0]),
+            (jnp.zeros((), jnp.int32), loop),
+        )
+    length = jnp.maximum(result.episode_length, 1).astype(jnp.float32)
+    means = {
+        name: total / length.reshape(length.shape + (1,) * (total.ndim - 1)) for name, total in result.info.items()
+    }
+    return dataclasses.replace(result, info=means)
+
+
+def _expand(mask: Array, like: Array) -> Array:
+    """`mask` `[B]` with trailing axes added to broadcast against `like` `[B, ...]`."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def _where(mask: Array, new: Array, old: Array) -> Array:
+    if jax.dtypes.issubdtype(new.dtype, jax.dtypes.prng_key):
+        return jnp.where(mask, new, old)
+    return jnp.where(_expand(mask, new), new, old)
+
+
+def _select(mask: Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `mask` `[B]`, else `old`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: _where(mask, a, b), new, old)
