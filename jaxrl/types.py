@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,6 +104,19 @@ class Algorithm(NamedTuple):
     learn: Callable[..., Any] | None = None  # (state, hparams, batch, data) -> (state, metrics)
     steps_per_update: int = 0  # environment steps of one update
     export: Callable[..., Any] | None = None  # (policy_params) -> layers for the NumPy export, see jaxrl.results.export
+
+
+class Recipe(NamedTuple):
+    """What a configuration file needs to know of an algorithm: how to build it and what may be set."""
+
+    make: Callable[[Any, Any], Algorithm]  # (config, env or EnvSpec) -> Algorithm
+    config: type  # frozen dataclass of static settings
+    hparams: type  # flax.struct dataclass of floats, each field made by `hparam`
+
+
+def hparam(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field of a class of hyper-parameters: its default value and the closed range the loader accepts."""
+    return dataclasses.field(default=default, metadata={"range": (low, high)})
 
 
 def no_carry(policy_params: PyTree, key: Array) -> tuple[()]:

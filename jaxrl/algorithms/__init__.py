@@ -1,1 +1,29 @@
+"""Algorithms, one file each. `find(name)` returns the recipe that a configuration file names."""
 
+from jaxrl.types import Recipe
+
+ALGORITHMS = {
+    # name: where its recipe is, one line
+    "ppo": ("jaxrl.algorithms.ppo:PPO", "Proximal policy optimisation"),
+    "dqn": ("jaxrl.algorithms.dqn:DQN", "Deep Q-learning: double, dueling, n-step, prioritised"),
+}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of an algorithm.
+
+    Args:
+        name: a name in `ALGORITHMS`, or `"package.module:NAME"` for a `jaxrl.types.Recipe` of your own.
+
+    Raises:
+        ValueError: there is no such algorithm (with the nearest name), or the path names something else.
+    """
+    from envs_jax.registry import nearest, resolve
+
+    if name not in ALGORITHMS and ":" not in name:
+        known = ", ".join(ALGORITHMS)
+        raise ValueError(f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)} Known: {known}")
+    recipe = resolve(ALGORITHMS[name][0] if name in ALGORITHMS else name)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"algorithm {name!r} must be a jaxrl.types.Recipe, got {type(recipe).__name__}")
+    return recipe

@@ -28,7 +28,19 @@ from jaxrl.parts.normalize import (
 )
 from jaxrl.parts.returns import discounted_returns, generalized_advantages
 from jaxrl.rollout import start_rollout, unroll
-from jaxrl.types import Algorithm, Array, Batch, Data, Metrics, PyTree, TrainState, Transition, episode_metrics
+from jaxrl.types import (
+    Algorithm,
+    Array,
+    Batch,
+    Data,
+    Metrics,
+    PyTree,
+    Recipe,
+    TrainState,
+    Transition,
+    episode_metrics,
+    hparam,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +72,14 @@ class PPOConfig:
 class PPOHParams:
     """What may be traced and swept."""
 
-    learning_rate: Any = 3e-4
-    anneal_updates: Any = 0.0  # the learning rate falls linearly to 0 over so many updates; 0: constant
-    discount: Any = 0.99
-    gae_lambda: Any = 0.95
-    clip_epsilon: Any = 0.2
-    entropy_cost: Any = 0.01
-    value_cost: Any = 0.5
-    max_grad_norm: Any = 0.5
+    learning_rate: Any = hparam(3e-4, low=0.0)
+    anneal_updates: Any = hparam(0.0, low=0.0)  # the learning rate falls linearly to 0 over so many; 0: constant
+    discount: Any = hparam(0.99, 0.0, 1.0)
+    gae_lambda: Any = hparam(0.95, 0.0, 1.0)
+    clip_epsilon: Any = hparam(0.2, low=0.0)
+    entropy_cost: Any = hparam(0.01, low=0.0)
+    value_cost: Any = hparam(0.5, low=0.0)
+    max_grad_norm: Any = hparam(0.5, low=0.0)
 
 
 @struct.dataclass
@@ -379,3 +391,6 @@ def normalized(statistics: RunningStatistics | None, observation: Any) -> Array:
     """The observation as f32, normalised where statistics are kept."""
     observation = jnp.asarray(observation, jnp.float32)
     return observation if statistics is None else normalize(statistics, observation)
+
+
+PPO = Recipe(make_ppo, PPOConfig, PPOHParams)
