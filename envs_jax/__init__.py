@@ -8,7 +8,7 @@ _CATALOGUE = (
     ("toy-observed-value", "envs_jax.control.toy:ObservedValue", {}, "One step, reward = observation"),
     ("toy-discounting", "envs_jax.control.toy:Discounting", {}, "Two steps, reward at the second"),
     ("toy-action-choice", "envs_jax.control.toy:ActionChoice", {}, "One step, one action pays"),
-    ("toy-observed-action", "envs_jax.control.toy:ObservedAction", {}, "One step, the observation names the paying action"),
+    ("toy-observed-action", "envs_jax.control.toy:ObservedAction", {}, "One step, the action must match"),
     ("cartpole", "envs_jax.control.cartpole:CartPole", {}, "Balance a pole on a cart"),
     ("pendulum", "envs_jax.control.pendulum:Pendulum", {}, "Swing up a torque-limited pendulum"),
     ("flipit", "envs_jax.games.flipit:FlipIt", {}, "FlipIt: one resource, two players, stealthy takeover"),

@@ -21,7 +21,19 @@ PyTree = Any
 
 @struct.dataclass
 class EnvParams:
-    """Base of every environment's parameters: numbers that may be traced, vmapped and drawn per episode."""
+    """Base of every environment's parameters: arrays that may be traced, vmapped and drawn per episode."""
+
+
+def constant(value: float, dtype: Any = jnp.float32) -> Any:
+    """The default of an `EnvParams` field: an array, made when the parameters are, so that imports touch no device."""
+    return struct.field(default_factory=lambda: jnp.asarray(value, dtype))
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """`value`, checked to be an integer of at least 1; ValueError names the option otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return value
 
 
 @struct.dataclass
@@ -129,6 +141,10 @@ class Environment(Generic[StateT, ParamsT]):
     def render(self, state: StateT) -> Any:
         """One picture of a state on the host: u8 `[height, width, 3]`. Optional."""
         raise NotImplementedError(f"{type(self).__name__} has no renderer")
+
+    def time_is_up(self, step: Array) -> Array | bool:
+        """bool []: whether `step` steps reach `max_steps`."""
+        return self.max_steps is not None and step >= self.max_steps
 
     def spec(self, params: ParamsT) -> EnvSpec:
         """The spaces of this environment under `params`."""

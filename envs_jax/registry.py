@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from envs_jax.core import Environment, EnvParams
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     factory: str | Callable[..., Environment]  # a callable, or "package.module:name", imported on first use
@@ -64,6 +63,8 @@ def make(name: str, **options: Any) -> tuple[Environment, Any]:
     Example:
         >>> env, params = make("cartpole", max_steps=200)
     """
+    from envs_jax.core import Environment
+
     entry = _entry(name)
     factory = resolve(entry.factory) if isinstance(entry.factory, str) else entry.factory
     options = {**entry.options, **options}
@@ -72,11 +73,13 @@ def make(name: str, **options: Any) -> tuple[Environment, Any]:
 
     accepted = set(inspect.signature(factory).parameters)
     env = factory(**{key: options.pop(key) for key in list(options) if key in accepted})
+    if not isinstance(env, Environment):
+        raise ValueError(f"{name!r} built a {type(env).__name__}, not an envs_jax.core.Environment")
     params = _replace_params(name, env.default_params, options, accepted)
     if versus:
         from envs_jax.versus import make_versus
 
-        env, params = make_versus(env, params, **versus)
+        env, params = make_versus(env, params, versus.get("role"), versus.get("opponents"))
     if frame_stack != 1:
         from envs_jax.wrappers import FrameStack
 
@@ -100,9 +103,9 @@ def resolve(path: str) -> Any:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest known word, else the empty string."""
+    """`"; did you mean 'x'?"` for the closest known word, else `"."`: the end of a sentence about an unknown one."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _entry(name: str) -> Entry:
@@ -115,6 +118,7 @@ def _entry(name: str) -> Entry:
 
 def _replace_params(name: str, params: EnvParams, values: dict[str, Any], constructor: set[str]) -> EnvParams:
     import jax.numpy as jnp
+    import numpy as np
 
     fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     changed = {}
@@ -126,7 +130,9 @@ def _replace_params(name: str, params: EnvParams, values: dict[str, Any], constr
             )
         old = jnp.asarray(fields[key])
         try:
-            changed[key] = jnp.broadcast_to(jnp.asarray(value, old.dtype), old.shape)
+            # A fraction for an integer is refused, not cut.
+            new = np.asarray(value).astype(old.dtype, casting="same_kind")
+            changed[key] = jnp.asarray(np.broadcast_to(new, old.shape))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"option {key!r} of environment {name!r} must be {old.dtype} of shape {old.shape}, got {value!r}"

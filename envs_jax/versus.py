@@ -105,8 +105,7 @@ def versus_params(
 ) -> VersusParams:
     """Parameters for meeting `opponents` (every leaf `[M, ...]`), drawn uniformly unless `weights` `[M]` say else."""
     num_opponents = jax.tree.leaves(opponents)[0].shape[0]
-    if weights is None:
-        weights = jnp.ones(num_opponents)
+    weights = jnp.ones(num_opponents) if weights is None else jnp.asarray(weights, jnp.float32)
     if weights.shape != (num_opponents,):
         raise ValueError(f"weights must have shape ({num_opponents},), got {weights.shape}")
     return VersusParams(game, jnp.asarray(role, jnp.int32), opponents, weights, jnp.zeros((), jnp.int32))
@@ -116,12 +115,12 @@ def agent_view(time_step: TimeStep, agent: Array) -> TimeStep:
     """What one agent sees: the entry `agent` of every leaf that leads with A; the endings are shared."""
     ended = (time_step.terminated, time_step.truncated)
     shared = time_step.replace(terminated=None, truncated=None)  # type: ignore[attr-defined]
-    view = jax.tree.map(lambda leaf: jnp.take(leaf, agent, axis=0), shared)
+    view = jax.tree.map(lambda leaf: jnp.take(leaf, agent, axis=0, mode="clip"), shared)
     return view.replace(terminated=ended[0], truncated=ended[1])
 
 
 def make_versus(
-    env: Environment, params: EnvParams, role: str, opponents: Sequence[str]
+    env: Environment, params: EnvParams, role: str | None, opponents: Sequence[str] | None
 ) -> tuple[Versus, VersusParams]:
     """`Versus` against an environment's own heuristics, given by name such as `"periodic(4)"`.
 
@@ -134,7 +133,7 @@ def make_versus(
     if env.num_agents != 2 or heuristics is None:
         raise ValueError(f"{type(env).__name__} has no two roles with heuristics: 'role' and 'opponents' do not apply")
     if role not in env.roles:
-        raise ValueError(f"unknown role {role!r}{nearest(role, env.roles)} Allowed: {', '.join(env.roles)}")
+        raise ValueError(f"unknown role {role!r}{nearest(str(role), env.roles)} Allowed: {', '.join(env.roles)}")
     if not opponents or isinstance(opponents, str):
         raise ValueError(f"opponents must be a list of at least one name, got {opponents!r}")
     start, act, policy_params = heuristics(tuple(opponents))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep
+from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep, positive_integer
 from envs_jax.spaces import Box, Space
 
 
@@ -26,12 +26,11 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
     """
 
     def __init__(self, env: Environment, num_frames: int):
-        if num_frames < 2:
-            raise ValueError(f"frame_stack must be at least 1, got {num_frames}")
+        self.num_frames = positive_integer("frame_stack", num_frames)
         space = env.observation_space(env.default_params) if env.num_agents == 1 else None
         if not isinstance(space, Box) or not space.shape:
             raise ValueError("frame_stack needs a single-agent environment with array observations")
-        self.env, self.num_frames, self.max_steps = env, num_frames, env.max_steps
+        self.env, self.max_steps = env, env.max_steps
 
     @property
     def default_params(self) -> EnvParams:
@@ -71,4 +70,3 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
     @property
     def can_render(self) -> bool:
         return self.env.can_render
-

@@ -1,0 +1,241 @@
+"""From recorded states to pictures and films. Runs on the host alone: nothing here may be called in compiled code."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from envs_jax.core import Environment, PyTree
+
+Point = tuple[float, float]  # x to the right, y downwards, pixels
+Frame = np.ndarray  # u8 [height, width, 3]
+
+
+class Canvas:
+    """A picture drawn at four times its size and shrunk at the end, which smooths all edges.
+
+    Coordinates and widths are pixels of the final picture and may be fractions.
+    """
+
+    SCALE = 4
+
+    def __init__(self, width: int, height: int, background: str = "white"):
+        self.size = (width, height)
+        self._image = Image.new("RGB", (width * self.SCALE, height * self.SCALE), background)
+        self._draw = ImageDraw.Draw(self._image)
+
+    def line(self, points: Sequence[Point], color: str, width: float) -> None:
+        """A line through `points` with round ends and joints."""
+        scaled = [(x * self.SCALE, y * self.SCALE) for x, y in points]
+        self._draw.line(scaled, fill=color, width=round(width * self.SCALE), joint="curve")
+        for point in (points[0], points[-1]):
+            self.circle(point, width / 2, color)
+
+    def circle(self, centre: Point, radius: float, color: str) -> None:
+        (x, y), r = centre, radius
+        self._draw.ellipse(self._scaled((x - r, y - r, x + r, y + r)), fill=color)
+
+    def rectangle(self, box: tuple[float, float, float, float], color: str, radius: float = 0.0) -> None:
+        """A filled box (left, top, right, bottom) with corners rounded by `radius`."""
+        self._draw.rounded_rectangle(self._scaled(box), radius * self.SCALE, fill=color)
+
+    def text(self, position: Point, text: str, color: str, size: float = 12.0) -> None:
+        """`text` with its top left corner at `position`, `size` pixels high."""
+        x, y = position
+        self._draw.text((x * self.SCALE, y * self.SCALE), text, fill=color, font_size=size * self.SCALE)
+
+    def pixels(self) -> Frame:
+        """The finished picture, u8 `[height, width, 3]`."""
+        return np.asarray(self._image.resize(self.size, Image.Resampling.LANCZOS))
+
+    def _scaled(self, numbers: Sequence[float]) -> list[float]:
+        return [number * self.SCALE for number in numbers]
+
+
+def frames(env: Environment, states: PyTree) -> list[Frame]:
+    """Draws each of the T `states` (every leaf leads with T), as `jaxrl.rollout.episodes` records them.
+
+    Raises:
+        ValueError: the environment has no renderer.
+    """
+    if not env.can_render:
+        raise ValueError(f"{type(env).__name__} has no renderer")
+    leaves, structure = jax.tree.flatten(jax.device_get(states))
+    return [np.asarray(env.render(structure.unflatten(rows))) for rows in zip(*leaves, strict=True)]
+
+
+def save_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float = 30.0) -> Path:
+    """Writes an endless GIF and returns its path.
+
+    GIF times are whole hundredths of a second: uneven ones keep the film's mean speed, and browsers play nothing
+    faster than 50 frames per second.
+
+    Raises:
+        ValueError: no frames, frames that are no equal u8 pictures, or `fps` outside (0, 50].
+    """
+    _check(frames, fps, 50.0)
+    ticks = np.round(np.arange(len(frames) + 1) * (100.0 / fps)).astype(int)
+    durations = [int(duration) for duration in np.diff(ticks) * 10]  # ms
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    with replacing(path) as temporary:
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return Path(path)
+
+
+def save_html(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float = 30.0, title: str = "Episode") -> Path:
+    """Writes one self-contained page (no network) that plays the frames, with a slider, and returns its path.
+
+    Raises:
+        ValueError: no frames, frames that are no equal u8 pictures, or `fps` outside (0, 240].
+    """
+    _check(frames, fps, 240.0)
+    pictures = ",\n".join(f'"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"' for frame in frames)
+    height, width = frames[0].shape[:2]
+    values = {
+        "TITLE": html.escape(title),
+        "WIDTH": width,
+        "HEIGHT": height,
+        "LAST": len(frames) - 1,
+        "FPS": f"{fps:g}",
+        "PICTURES": pictures,
+    }
+    page = _PAGE
+    for name, value in values.items():
+        page = page.replace(f"@{name}@", str(value))
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
+
+
+def save_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float = 30.0) -> Path:
+    """Writes an H.264 film and returns its path.
+
+    Raises:
+        ImportError: the optional package imageio-ffmpeg is not installed.
+        ValueError: no frames, frames that are no equal u8 pictures, or `fps` outside (0, 240].
+    """
+    _check(frames, fps, 240.0)
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ImportError(
+            "save_mp4 needs the package imageio-ffmpeg (pip install imageio-ffmpeg); "
+            "save_gif and save_html need nothing more"
+        ) from error
+    # The players' common pixel format halves the resolution of colours: both sides must be even.
+    height, width = frames[0].shape[:2]
+    padding = ((0, height % 2), (0, width % 2), (0, 0))
+    with replacing(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary), (width + width % 2, height + height % 2), fps=fps, macro_block_size=2, quality=8
+        )
+        writer.send(None)
+        try:
+            for frame in frames:
+                writer.send(np.ascontiguousarray(np.pad(frame, padding, mode="edge")))
+        finally:
+            writer.close()
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary file beside `path`, renamed to it on success and removed on failure: no half file is ever seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check(frames: Sequence[Frame], fps: float, max_fps: float) -> None:
+    if not frames:
+        raise ValueError("there are no frames to save")
+    if not 0 < fps <= max_fps:
+        raise ValueError(f"fps must be above 0 and at most {max_fps:g}, got {fps!r}")
+    for index, frame in enumerate(frames):
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != frames[0].shape:
+            raise ValueError(
+                "frames must be u8 [height, width, 3] of one size, "
+                f"got {frame.dtype} {list(frame.shape)} at index {index} and {list(frames[0].shape)} at index 0"
+            )
+
+
+def _png(frame: Frame) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>@TITLE@</title>
+<style>
+:root { color-scheme: light dark; }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; font: 15px/1.4 system-ui, sans-serif; }
+figure { margin: 16px; width: min(92vw, calc(2 * @WIDTH@px)); }
+img { width: 100%; aspect-ratio: @WIDTH@ / @HEIGHT@; border-radius: 8px; display: block; }
+div { display: flex; gap: 12px; align-items: center; margin-top: 10px; }
+button { width: 4.5em; padding: 6px; font: inherit; cursor: pointer; }
+input { flex: 1; min-width: 0; }
+output { min-width: 5.5em; text-align: right; font-variant-numeric: tabular-nums; }
+</style>
+</head>
+<body>
+<figure>
+<img id="picture" alt="@TITLE@">
+<div>
+<button id="play" type="button">Play</button>
+<input id="slider" type="range" min="0" max="@LAST@" value="0" aria-label="Frame">
+<output id="count" for="slider"></output>
+</div>
+</figure>
+<script>
+const pictures = [
+@PICTURES@
+];
+const [picture, play, slider, count] = ["picture", "play", "slider", "count"].map(id => document.getElementById(id));
+let playing = false, shown = 0, since = 0;
+function show(index) {
+  shown = index;
+  picture.src = pictures[index];
+  slider.value = index;
+  count.value = `${index} / @LAST@`;
+}
+function tick(now) {
+  if (!playing) return;
+  const due = Math.floor((now - since) * @FPS@ / 1000);
+  if (due > 0) {
+    since += due * 1000 / @FPS@;
+    show((shown + due) % pictures.length);
+  }
+  requestAnimationFrame(tick);
+}
+function setPlaying(value) {
+  playing = value;
+  play.textContent = playing ? "Pause" : "Play";
+  if (playing) { since = performance.now(); requestAnimationFrame(tick); }
+}
+play.onclick = () => setPlaying(!playing);
+slider.oninput = () => { setPlaying(false); show(Number(slider.value)); };
+show(0);
+setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
+</script>
+</body>
+</html>
+"""

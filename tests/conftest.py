@@ -1,0 +1,35 @@
+"""What every test runs under. jax reads these variables when it is imported, and so do the processes that tests start."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+NUM_DEVICES = 4  # fake ones, for the tests that shard
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flag = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+# Off unless asked for: a program found in the cache would hide what compiles now, and how long that takes.
+cache = os.environ.get("JAXRL_TEST_CACHE")
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true" if cache else "false"
+if cache:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the slow tests: learning runs and physics")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import jax
+
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+        if "gpu" in item.keywords and jax.default_backend() == "cpu":
+            item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
