@@ -15,6 +15,7 @@ _CATALOGUE = (
     ("poolflip-r1", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 1}, "PoolFlip with one resource"),
     ("poolflip-r3", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 3}, "PoolFlip with three resources"),
     ("poolflip-r10", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 10}, "PoolFlip with ten resources"),
+    ("matrix-game", "envs_jax.games.matrix_game:MatrixGame", {}, "Two roles, one simultaneous choice, known solutions"),
 )
 for _name, _factory, _options, _summary in _CATALOGUE:
     registry.register(_name, _factory, options=_options, summary=_summary)

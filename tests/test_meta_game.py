@@ -343,6 +343,21 @@ def test_bad_solvers_are_refused(arguments, message):
         meta_solvers.make_meta_solver(**arguments)
 
 
+def test_double_oracle_solves_rock_paper_scissors():
+    """PSRO with an exact oracle: both roles start from rock alone and add best responses to the meta-strategies."""
+    rows, columns = [0], [0]  # the action that each slot of a population plays
+    for _ in range(6):
+        empirical = zero_sum(RPS[np.ix_(rows, columns)])
+        weights = solve_padded("rm+", empirical, capacity=8)
+        mixed = [
+            np.bincount(members, np.asarray(strategy), minlength=3)
+            for members, strategy in zip((rows, columns), weights, strict=True)
+        ]
+        rows.append(int(np.argmax(RPS @ mixed[1])))
+        columns.append(int(np.argmin(mixed[0] @ RPS)))
+    assert float(nash_conv(make_meta_game(zero_sum(RPS)), tuple(map(jnp.asarray, mixed)))) < 1e-2
+
+
 def test_general_sum_utilities_have_solvers():
     for name in ("prd", "alpharank", "uniform", "last"):
         meta_solvers.make_meta_solver(name, zero_sum=False, num_roles=3)
