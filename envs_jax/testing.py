@@ -58,13 +58,10 @@ def check_structure(env: Environment, params: EnvParams) -> None:
     _require_strong("params", abstract_params)
     _require_same("sample_params", jax.eval_shape(env.sample_params, key, params), "its argument", abstract_params)
 
-    space = env.action_space(params)
-    action = jax.ShapeDtypeStruct(agents + space.shape, space.dtype)
     state, first = jax.eval_shape(env.reset, key, params)
     _require(isinstance(first, TimeStep), f"reset must return (state, TimeStep), its second is {type(first).__name__}")
     _require_strong("state", state)
     _require_strong("time_step", first)
-    _require_same("step", jax.eval_shape(env.step, key, state, action, params), "reset", (state, first))
 
     _require_leaf("terminated", first.terminated, (), jnp.bool_)
     _require_leaf("truncated", first.truncated, (), jnp.bool_)
@@ -73,6 +70,7 @@ def check_structure(env: Environment, params: EnvParams) -> None:
         _require_leaf(name, getattr(first, name), agents + seen_space.shape, seen_space.dtype)
     if env.critic_observation_space(params) is None:
         _require(first.critic_observation is None, "a critic_observation needs a critic_observation_space")
+    space = env.action_space(params)
     if first.legal_actions is not None:
         if isinstance(space, Box):
             raise AssertionError("legal_actions must be None where actions are continuous")
@@ -80,6 +78,9 @@ def check_structure(env: Environment, params: EnvParams) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(first.info):
         name = f"info{jax.tree_util.keystr(path)}"
         _require(leaf.shape[: len(agents)] == agents, f"{name} must lead with {agents}, not be {_describe(leaf)}")
+
+    action = jax.ShapeDtypeStruct(agents + space.shape, space.dtype)
+    _require_same("step", jax.eval_shape(env.step, key, state, action, params), "reset", (state, first))
 
 
 class _Player:

@@ -1,4 +1,4 @@
-"""What every test runs under. jax reads these variables when it is imported, and so do the processes that tests start."""
+"""What every test runs under: jax reads these variables when it is imported, as do the processes that tests start."""
 
 from __future__ import annotations
 
