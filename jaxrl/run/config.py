@@ -23,6 +23,8 @@ PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float3
 class ConfigError(ValueError):
     """A setting that cannot be used: what was given, what is allowed."""
 
+    exit_status = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
@@ -311,3 +313,22 @@ def _at_least(name: str, value: int, low: int) -> None:
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{nearest(value, allowed)}")
+
+
+def parse_grid(items: Sequence[str]) -> dict[str, list[Any]]:
+    """`["hparams.learning_rate=1e-4,3e-4"]` as values by setting; each item is TOML or a bare string.
+
+    Raises:
+        ConfigError: an item has another form.
+    """
+    grid = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip() or not text.strip():
+            raise ConfigError(f"--grid has the form key=value,value,..., got {item!r}")
+        try:
+            values = tomllib.loads(f"values = [{text}]")["values"]
+        except tomllib.TOMLDecodeError:
+            values = [value.strip() for value in text.split(",")]
+        grid[key.strip()] = values
+    return grid

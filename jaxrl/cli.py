@@ -1,0 +1,252 @@
+"""The command line: `jaxrl VERB`. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="jaxrl",
+    help="Reinforcement learning compiled end to end with JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or one of its checkpoints.")]
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...", help="A TOML file or a shipped name, and settings to change."
+        ),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write; runs/NAME by default.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Start from the parameters of this run.")] = None,
+    debug: Annotated[bool, typer.Option(help="Check every operation for NaN (slow).")] = False,
+) -> None:
+    """Train a configuration, or continue a run exactly where it stopped."""
+    config, overrides = _split(arguments)
+    with _errors(debug), _compilation_cache():
+        import jaxrl
+        from jaxrl.run.config import ConfigError
+        from jaxrl.run.folder import RunFolder
+
+        if (config is None) == (resume is None):
+            raise ConfigError("name a configuration to train, or a run with --resume DIR (one of the two)")
+        if resume is not None:
+            run, folder = RunFolder(resume).load_run(overrides), resume
+        else:
+            assert config is not None
+            run = jaxrl.load_config(config, overrides)
+            folder = run_dir or Path("runs") / run.name
+        _, log = jaxrl.fit(run, folder, resume=resume is not None, init_from=init_from, debug=debug)
+        if log[-1].get("evaluation/return") is not None:
+            print(
+                f"evaluation return {log[-1]['evaluation/return']:.4g} after {log[-1]['env_steps']:,} environment steps"
+            )
+        print(f"run folder: {folder}   (next: jaxrl evaluate {folder}, jaxrl export {folder})")
+
+
+@app.command()
+def sweep(
+    config: Annotated[str | None, typer.Argument(help="A TOML file or a shipped name.")] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 1,
+    grid: Annotated[list[str] | None, typer.Option(help="KEY=VALUE,VALUE,... ; may be given several times.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write; runs/NAME-sweep by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --run-dir.")] = False,
+) -> None:
+    """Train seeds and hyper-parameters side by side; floats are vmapped, static settings make groups."""
+    with _errors(), _compilation_cache():
+        import jaxrl
+        from jaxrl.run.config import ConfigError, parse_grid
+
+        if config is None:
+            raise ConfigError("name a configuration to sweep")
+        run = jaxrl.load_config(config, overrides or [])
+        folder = run_dir or Path("runs") / f"{run.name}-sweep"
+        result = jaxrl.sweep(run, parse_grid(grid or []), seeds, folder, resume=resume)
+        _print_table(result.table())
+        print(f"sweep folder: {folder}")
+
+
+@app.command()
+def evaluate(
+    run_dir: RunDir,
+    overrides: Overrides = None,
+) -> None:
+    """Play the evaluation episodes with the best (or named) checkpoint."""
+    with _errors(), _compilation_cache():
+        import jaxrl
+        from jaxrl.run.runner import find_checkpoint
+
+        folder, checkpoint = find_checkpoint(run_dir)
+        state, _ = jaxrl.load_state(checkpoint)
+        run = folder.load_run(overrides or [])
+        result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run))
+        print(f"{checkpoint}: {result}")
+        _print_table([{"per step": name, "mean": value} for name, value in result.info.items()])
+
+
+@app.command()
+def render(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Option(help="A .gif, .html or .mp4 file.")],
+    episode: Annotated[int, typer.Option(help="Which evaluation episode.")] = 0,
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = 30.0,
+) -> None:
+    """Show one evaluation episode as a moving picture."""
+    with _errors(), _compilation_cache():
+        from jaxrl.run.replay import render_episode
+
+        print(f"{out}: return {render_episode(run_dir, out, episode, fps):.4g}")
+
+
+@app.command()
+def plot(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or a sweep's.")],
+    out: Annotated[Path, typer.Option(help="A .png, .svg or .pdf file.")],
+    metric: Annotated[str, typer.Option(help="A column of metrics.jsonl.")] = "episode/return",
+) -> None:
+    """Draw learning curves."""
+    with _errors():
+        from jaxrl.results.plot import plot_runs
+
+        plot_runs(run_dirs, out, metric=metric)
+        print(out)
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    format: Annotated[str, typer.Option(help="stablehlo or npz.")] = "stablehlo",
+    out: Annotated[Path | None, typer.Option(help="The file; DIR/policy.FORMAT by default.")] = None,
+) -> None:
+    """Write the policy as one file that runs without jaxrl; it is checked against the live policy first."""
+    with _errors(), _compilation_cache():
+        import jaxrl
+        from jaxrl.run.config import ConfigError
+        from jaxrl.run.runner import find_checkpoint
+
+        if format not in ("stablehlo", "npz"):
+            raise ConfigError(f"--format must be stablehlo or npz, got {format!r}")
+        folder, checkpoint = find_checkpoint(run_dir)
+        state, run = jaxrl.load_state(checkpoint)
+        path = out or folder.path / f"policy.{format}"
+        env, _ = jaxrl.make_env(run)
+        jaxrl.export_policy(jaxrl.make_algorithm(run, env), state, path, jaxrl.load_data(run), spec=env)
+        print(path)
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help="envs, algorithms or configs")]) -> None:
+    """List what there is."""
+    with _errors():
+        from jaxrl.run.config import ConfigError
+
+        if what == "envs":
+            from envs_jax import registry
+
+            rows = [{"name": name, "": registry.summary(name)} for name in registry.names()]
+        elif what == "algorithms":
+            from jaxrl.algorithms import ALGORITHMS
+
+            rows = [{"name": name, "": line} for name, (_, line) in ALGORITHMS.items()]
+        elif what == "configs":
+            from jaxrl.run.config import shipped_configs
+
+            rows = [{"name": name, "": str(path)} for name, path in shipped_configs().items()]
+        else:
+            raise ConfigError(f"can list envs, algorithms or configs, not {what!r}")
+        _print_table(rows)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, devices and the compilation cache."""
+    with _errors():
+        from jaxrl.run.folder import device, versions
+
+        _print_table(
+            [{"name": name, "": str(value)} for name, value in versions().items()]
+            + [{"name": f"device {name}", "": str(value)} for name, value in device().items()]
+            + [{"name": "compilation cache", "": str(cache_folder())}]
+        )
+
+
+def main() -> None:
+    app()
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept between processes; JAX_COMPILATION_CACHE_DIR decides where it is set."""
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxrl" / "xla"
+
+
+@contextlib.contextmanager
+def _compilation_cache() -> Iterator[None]:
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+
+
+@contextlib.contextmanager
+def _errors(debug: bool = False) -> Iterator[None]:
+    """Turns what a person can mend into one line and an exit status: 2 bad input, 1 a run that failed, 130 stopped."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail("the disk is full. What was saved before is intact: free some space, then use --resume", 1)
+    except Exception as error:
+        status = getattr(error, "exit_status", None)  # of `jaxrl.run.config.ConfigError` and its like
+        if status is None or debug:
+            raise
+        _fail(str(error), status)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _split(arguments: list[str] | None) -> tuple[str | None, list[str]]:
+    """A configuration, if the first argument is not an override, and the overrides."""
+    first, rest = (arguments or [])[:1], (arguments or [])[1:]
+    return (first[0], rest) if first and "=" not in first[0] else (None, first + rest)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The compiled programs of one training: first state, a chunk of updates, an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import envs_jax
+from envs_jax.core import Environment
+from jaxrl import algorithms
+from jaxrl.loop import scan_updates
+from jaxrl.rollout import Episodes, episodes
+from jaxrl.run import sharding
+from jaxrl.run.config import ConfigError, RunConfig
+from jaxrl.types import Algorithm, Data, PyTree
+
+
+def make_env(run: RunConfig) -> tuple[Environment, Any]:
+    """The environment of a configuration and its parameters."""
+    try:
+        return envs_jax.make(run.env.name, **run.env.options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"[env] {error}") from error
+
+
+def make_algorithm(run: RunConfig, env: Any = None) -> Algorithm:
+    """The algorithm of a configuration, built for its environment (or for `env`, an environment or `EnvSpec`)."""
+    try:
+        return algorithms.find(run.algorithm).make(run.config, make_env(run)[0] if env is None else env)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def load_data(run: RunConfig) -> Data:
+    """What the training reads and never changes."""
+    return Data(env_params=make_env(run)[1])
+
+
+def max_episode_steps(run: RunConfig, env: Environment) -> int:
+    """The bound of an evaluation episode; `ConfigError` where neither the configuration nor the environment has one."""
+    bound = run.evaluation.max_steps or env.max_steps
+    if not bound:
+        raise ConfigError(f"evaluation.max_steps must be given: {run.env.name!r} does not bound its episodes")
+    return bound
+
+
+def evaluation_keys(run: RunConfig) -> tuple[jax.Array, jax.Array]:
+    """Reset keys `[num_episodes]` and the key of the noise: functions of `evaluation.seed` alone."""
+    key_reset, key_noise = jax.random.split(jax.random.key(run.evaluation.seed))
+    return jax.random.split(key_reset, run.evaluation.num_episodes), key_noise
+
+
+def play_evaluation(run: RunConfig, env: Environment, agent: Algorithm, state: PyTree, data: Data) -> Episodes:
+    """Plays the evaluation episodes of a configuration; may be traced."""
+    assert agent.policy is not None
+    return episodes(
+        env,
+        (agent.start, agent.act),  # type: ignore[arg-type]
+        agent.policy(state, data),
+        data.env_params,
+        *evaluation_keys(run),
+        max_episode_steps(run, env),
+        deterministic=run.evaluation.deterministic,
+    )
+
+
+class Program:
+    """Compiled once per static configuration; with several runs, one program trains them all side by side.
+
+    Args:
+        runs: one run, or the members of a sweep group: they differ in seed and hyper-parameters only.
+        batched: whether the state leads with a member axis.
+    """
+
+    def __init__(self, runs: Sequence[RunConfig], *, batched: bool):
+        run = runs[0]
+        self.run, self.runs, self.batched = run, list(runs), batched
+        env, env_params = make_env(run)
+        self.agent = make_algorithm(run, env)
+        self.data = Data(env_params=env_params)
+        self.evaluates = self.agent.act is not None
+        if self.evaluates:
+            max_episode_steps(run, env)
+        self.compile_seconds: dict[str, float] = {}
+        self._memory: Any = None
+
+        stack: Callable[..., Any] = (lambda *leaves: jnp.stack(leaves)) if batched else (lambda leaf: leaf)
+        self.hparams = jax.tree.map(stack, *[member.hparams for member in runs])
+        self.keys = jax.tree.map(stack, *[jax.random.key(member.seed) for member in runs])
+
+        def chunk(state: PyTree, hparams: PyTree, data: Data) -> tuple:
+            return scan_updates(self.agent, state, hparams, run.chunk, data, run.log.every)
+
+        def evaluation(state: PyTree, data: Data) -> Episodes:
+            return play_evaluation(run, env, self.agent, state, data)
+
+        over = (lambda f, axes: jax.vmap(f, axes)) if batched else (lambda f, axes: f)
+        init = over(self.agent.init, (0, 0, None))
+        self.state_shape = jax.eval_shape(init, self.keys, self.hparams, self.data)
+        states, whole = None, None
+        if run.num_devices != 1:
+            mesh = sharding.make_mesh(run.num_devices)
+            states = sharding.state_sharding(self.state_shape, mesh, members=batched)
+            whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            self.state_shape = jax.tree.map(
+                lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                self.state_shape,
+                states,
+            )
+        place: dict[str, Any] = {} if states is None else {"in_shardings": (states, whole, whole)}
+        # A donated state has to leave with the sharding it came with, or the next chunk compiles anew.
+        out: dict[str, Any] = {} if states is None else {"out_shardings": (states, None)}
+        one: dict[str, Any] = {} if states is None else {"out_shardings": states}
+        precision = jax.default_matmul_precision(run.matmul_precision)
+        with precision:
+            self._init = self._compile("init", jax.jit(init, **one), self.keys, self.hparams, self.data)
+            jitted = jax.jit(over(chunk, (0, 0, None)), donate_argnums=0, **place, **out)
+            self._chunk = self._compile("update", jitted, self.state_shape, self.hparams, self.data)
+            if self.evaluates:
+                jitted = jax.jit(over(evaluation, (0, None)))
+                self._evaluate = self._compile("evaluation", jitted, self.state_shape, self.data)
+
+    def init(self) -> PyTree:
+        """The first state."""
+        return self._init.result()(self.keys, self.hparams, self.data)
+
+    def chunk(self, state: PyTree) -> tuple[PyTree, Any]:
+        """`run.chunk` updates; `state` is donated. Metrics lead with rows, before them with members if batched."""
+        return self._chunk.result()(state, self.hparams, self.data)
+
+    def evaluate(self, state: PyTree) -> Episodes:
+        """The evaluation episodes of the configuration."""
+        return self._evaluate.result()(state, self.data)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the chunk program needs: arguments and temporaries."""
+        analysis = self._chunk.result().memory_analysis()
+        return 0 if analysis is None else analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+
+    def _compile(self, name: str, jitted: Any, *args: Any) -> Future:
+        """Traces now, compiles in a thread of its own: the programs compile side by side."""
+        start = time.perf_counter()
+        lowered = jitted.lower(*args)
+
+        def work() -> Any:
+            compiled = lowered.compile()
+            self.compile_seconds[name] = time.perf_counter() - start
+            return compiled
+
+        return _COMPILERS.submit(work)
+
+
+_COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="compile")
+
+
+def same_program(runs: Sequence[RunConfig]) -> bool:
+    """Whether runs differ in seed and hyper-parameters only, so that one program can train them all."""
+
+    def static(run: RunConfig) -> RunConfig:
+        return dataclasses.replace(run, seed=0, name="", hparams=None, source={})
+
+    return all(static(run) == static(runs[0]) for run in runs)
