@@ -27,6 +27,7 @@ from jaxrl.parts.normalize import (
     update_statistics,
 )
 from jaxrl.parts.returns import discounted_returns, generalized_advantages
+from jaxrl.parts.shuffle import random_order
 from jaxrl.rollout import start_rollout, unroll
 from jaxrl.types import (
     Algorithm,
@@ -137,10 +138,9 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
     recurrent = config.network.recurrent
     if asymmetric and config.network.shared_torso:
         raise ValueError("config.network.shared_torso must be false: the critic of this environment observes more")
-    if config.network.torso == "cnn" and len(observation_shape) != 3:
-        raise ValueError(
-            f"config.network.torso='cnn' needs observations [height, width, channels], got {observation_shape}"
-        )
+    for shape in (observation_shape, critic_shape):
+        if config.network.torso == "cnn" and len(shape) != 3:
+            raise ValueError(f"config.network.torso='cnn' needs observations [height, width, channels], got {shape}")
 
     head = action_head(spec.action_space)
     network = ActorCritic(config.network, head.num_outputs, head.continuous)
@@ -220,14 +220,14 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
 
         def minibatch_step(loop: tuple, rows: Array) -> tuple[tuple, Metrics]:
             params, opt_state = loop
-            minibatch = jax.tree.map(lambda x: x[rows], items)
+            minibatch = jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds", unique_indices=True), items)
             gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, hparams)
             metrics["grad_norm"] = optax.global_norm(gradient)
             change, opt_state = update(gradient, opt_state)
             return (optax.apply_updates(params, change), opt_state), metrics
 
         def epoch(loop: tuple, key: Array) -> tuple[tuple, Metrics]:
-            order = jax.random.permutation(key, rows).reshape(config.num_minibatches, -1)
+            order = random_order(key, rows).reshape(config.num_minibatches, -1)
             return jax.lax.scan(minibatch_step, loop, order)
 
         (params, opt_state), metrics = jax.lax.scan(
@@ -360,9 +360,7 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
 
         def step(carry: PyTree, sample: Sample) -> tuple[PyTree, tuple]:
             after, outputs = forward(params, carry, sample.observation, sample.critic_observation)
-            return jax.tree.map(
-                lambda new, memory: jnp.where(sample.ended, new, memory), network.start(), after
-            ), outputs
+            return restart(sample.ended, after), outputs
 
         return jax.lax.scan(step, carry, samples)[1]
 
