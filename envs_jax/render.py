@@ -7,6 +7,7 @@ import contextlib
 import html
 import io
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -121,6 +122,7 @@ def save_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float =
 
     Raises:
         ImportError: the optional package imageio-ffmpeg is not installed.
+        RuntimeError: ffmpeg failed; says why.
         ValueError: no frames, frames that are no equal u8 pictures, or `fps` outside (0, 240].
     """
     _check(frames, fps, 240.0)
@@ -131,19 +133,19 @@ def save_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float =
             "save_mp4 needs the package imageio-ffmpeg (pip install imageio-ffmpeg); "
             "save_gif and save_html need nothing more"
         ) from error
-    # The players' common pixel format halves the resolution of colours: both sides must be even.
+    # The pixel format that every player knows halves the resolution of colours: both sides must be even.
     height, width = frames[0].shape[:2]
-    padding = ((0, height % 2), (0, width % 2), (0, 0))
+    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    pixels = np.pad(np.stack(frames), padding, mode="edge")
+    size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:g}", "-i", "-"]
+    target = ["-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p"]
     with replacing(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), (width + width % 2, height + height % 2), fps=fps, macro_block_size=2, quality=8
-        )
-        writer.send(None)
-        try:
-            for frame in frames:
-                writer.send(np.ascontiguousarray(np.pad(frame, padding, mode="edge")))
-        finally:
-            writer.close()
+        # The library's own writer forks this process, which must not be done once jax runs.
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target, str(temporary)]
+        result = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"ffmpeg could not write {path}: {result.stderr.decode(errors='replace').strip()}")
     return Path(path)
 
 

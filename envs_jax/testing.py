@@ -13,6 +13,7 @@ from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep
 from envs_jax.spaces import Box, Discrete, Space
 
 NUM_ENVS = 4  # B: episodes played side by side
+NUM_REPLAYED = 8  # steps played twice
 TOLERANCE = 1e-4  # of floats between two compilations of one function, relative and absolute
 
 
@@ -45,7 +46,7 @@ def check_environment(
         check_structure(env, params)
         _Player(env, params, jax.random.key(0) if key is None else key).check(num_steps)
     except AssertionError as error:
-        raise AssertionError(f"{type(env).__name__}: {error}") from None
+        raise AssertionError(f"{type(env).__name__}: {error}") from error
 
 
 def check_structure(env: Environment, params: EnvParams) -> None:
@@ -106,30 +107,33 @@ class _Player:
         inputs = (keys, state, action, params)
         return jax.vmap(self.env.step)(*inputs), jax.lax.map(lambda x: self.env.step(*x), inputs)
 
-    def play(self, num_steps: int) -> tuple[list[PyTree], list[np.ndarray], EnvParams]:
-        """The checked (state, time step) `[B]` after the reset and after each step; the actions; the parameters."""
+    def play(self, num_steps: int) -> tuple[EnvParams, list[PyTree], list[np.ndarray]]:
+        """Plays and checks; returns the parameters, and of the first steps the (state, time step) and the action."""
         generator = np.random.default_rng(0)
         drawn, batched, looped = self.jitted_reset(self.key, self.params)
-        alive = np.ones(NUM_ENVS, bool)
-        results, actions = [_host(batched)], []
-        self.check_emitted("reset", results[0], _host(looped), alive)
-        _, first = results[0]
-        _require(not first.ended.any(), "an episode has ended at its reset")
-        _require(not first.reward.any(), f"the reward of a reset must be 0, not {first.reward}")
-        while alive.any() and len(actions) < num_steps:
-            actions.append(self.random_actions(generator, results[-1][1].legal_actions))
-            number = len(actions)
-            batched, looped = self.jitted_step(self.key, number, batched[0], actions[-1], drawn)
-            results.append(_host(batched))
-            self.check_emitted(f"step {number}", results[-1], _host(looped), alive)
-            alive &= ~results[-1][1].ended
+        alive, result = np.ones(NUM_ENVS, bool), _host(batched)
+        self.check_emitted("reset", result, _host(looped), alive)
+        _require(not result[1].ended.any(), "an episode has ended at its reset")
+        _require(not result[1].reward.any(), f"the reward of a reset must be 0, not {result[1].reward}")
+        results, actions = [result], []
+        for number in range(1, num_steps + 1):
+            action = self.random_actions(generator, result[1].legal_actions)
+            batched, looped = self.jitted_step(self.key, number, batched[0], action, drawn)
+            result = _host(batched)
+            self.check_emitted(f"step {number}", result, _host(looped), alive)
+            alive &= ~result[1].ended
             if limit := self.env.max_steps:
                 _require(number < limit or not alive.any(), f"an episode outlives max_steps = {limit}")
-        return results, actions, drawn
+            if number <= NUM_REPLAYED:
+                results.append(result)
+                actions.append(action)
+            if not alive.any():
+                break
+        return drawn, results, actions
 
     def check(self, num_steps: int) -> None:
-        results, actions, drawn = self.play(num_steps)
-        for number, again in enumerate(self.play(min(len(actions), 8))[0]):
+        drawn, results, actions = self.play(num_steps)
+        for number, again in enumerate(self.play(len(actions))[1]):
             _require_equal(f"time step {number}", results[number], "the same episode played again", again, 0.0)
         for name in ("reset", "step"):
             count = self.traces.count(name)
@@ -241,8 +245,8 @@ def _require_equal(name: str, tree: PyTree, other_name: str, other: PyTree, tole
     """Equal numbers; floats to `tolerance`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for (path, leaf), other_leaf in zip(leaves, jax.tree.leaves(other), strict=True):
-        exact = tolerance == 0.0 or not np.issubdtype(leaf.dtype, np.floating)
-        equal = np.array_equal(leaf, other_leaf) if exact else np.allclose(leaf, other_leaf, tolerance, tolerance, True)
-        if not equal:
+        floating = np.issubdtype(leaf.dtype, np.floating)
+        same = np.allclose(leaf, other_leaf, tolerance, tolerance, equal_nan=True) if floating else leaf == other_leaf
+        if not np.all(same):
             where = jax.tree_util.keystr(path)
             raise AssertionError(f"{name} differs from {other_name} at {where}: {leaf} and {other_leaf}")
