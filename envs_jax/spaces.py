@@ -120,10 +120,14 @@ class Box:
         return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Draws uniformly where bounded, a standard normal (clipped to the bounds) elsewhere; consumes `key`."""
+        """Draws uniformly where bounded, a standard normal (clipped to the bounds) elsewhere; consumes `key`.
+
+        "Bounded" is a finite width: limits of +-3.4e38, as Gymnasium has them, stand for no limit.
+        """
         if np.issubdtype(np.dtype(self.dtype), np.integer):
             return jax.random.randint(key, self.shape, self.low, self.high.astype(np.int64) + 1, self.dtype)
-        finite = np.isfinite(self.low) & np.isfinite(self.high)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(self.high - self.low)
         low, high = np.where(finite, self.low, 0.0), np.where(finite, self.high, 1.0)
         key_uniform, key_normal = jax.random.split(key)
         uniform = jax.random.uniform(key_uniform, self.shape, self.dtype, low, high)

@@ -25,9 +25,9 @@ def scan_updates(
         The new state and metrics, every leaf `[num_updates // log_every]`.
 
     Raises:
-        ValueError: `log_every` does not divide `num_updates`.
+        ValueError: `log_every` is not a positive number that divides `num_updates`.
     """
-    if num_updates % log_every:
+    if log_every < 1 or num_updates % log_every:
         raise ValueError(f"log_every={log_every} must divide num_updates={num_updates}")
 
     def update(state: PyTree, _: None) -> tuple[PyTree, Metrics]:

@@ -34,9 +34,11 @@ class Categorical:
 
     def sample(self, key: Array) -> Array:
         """One draw, i32 [], by inverse CDF of one uniform (unbatched); consumes `key`."""
-        cumulative = jnp.cumsum(jnp.exp(self.log_probs), axis=-1)
-        threshold = jax.random.uniform(key, ()) * cumulative[..., -1:]
-        return jnp.sum(cumulative <= threshold, axis=-1, dtype=jnp.int32)
+        probs = jnp.exp(self.log_probs)
+        # A parallel sum need not be flat where 0 is added nor end at its maximum: impossible values are taken out.
+        cumulative = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0.0)
+        threshold = jax.random.uniform(key, ()) * jnp.max(cumulative, axis=-1, keepdims=True)
+        return jnp.argmax(cumulative > threshold, axis=-1).astype(jnp.int32)
 
     def mode(self) -> Array:
         return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
