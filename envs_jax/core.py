@@ -103,6 +103,9 @@ class Environment(Generic[StateT, ParamsT]):
     version: ClassVar[int] = 1  # raised when the same key gives another episode
     num_agents: ClassVar[int] = 1
     roles: ClassVar[tuple[str, ...]] = ()  # names of the agents, where they differ
+    # G: parallel environments stand in so many groups of equal size, in order, and every leaf of their parameters leads
+    # with G. None: all of them share one set of parameters.
+    num_groups: int | None = None
     # The longest episode, where the environment itself bounds it; None where only a caller can.
     max_steps: int | None = None
 

@@ -20,7 +20,8 @@ class EpisodeParams:
     """Environment parameters of which `sample_params` draws some leaves per episode and leaves the rest shared.
 
     Which leaves it replaces is found by object identity in an abstract trace, so that an unused hook costs nothing and
-    a shared bank is never copied B times.
+    a shared bank is never copied B times. With `env.num_groups` = G every leaf of the parameters leads with G, and
+    what is shared is shared by the B / G environments of a group.
     """
 
     def __init__(self, env: Environment, env_params: EnvParams):
@@ -32,24 +33,37 @@ class EpisodeParams:
             self.replaced = [a is not b for a, b in zip(old, new, strict=True)]
             return key
 
-        jax.eval_shape(probe, jax.random.key(0), env_params)
-        # `in_axes` of what `merge` returns.
+        one_group = env_params if env.num_groups is None else jax.tree.map(lambda leaf: leaf[0], env_params)
+        jax.eval_shape(probe, jax.random.key(0), one_group)
         self.axes = jax.tree.structure(env_params).unflatten([0 if mark else None for mark in self.replaced])
 
     def draw(self, keys: Array) -> list[Array]:
         """The replaced leaves for each of `keys` `[B]`."""
 
-        def leaves(key: Array) -> list[Array]:
-            params = jax.tree.leaves(self.env.sample_params(key, self.shared))
+        def leaves(shared: EnvParams, key: Array) -> list[Array]:
+            params = jax.tree.leaves(self.env.sample_params(key, shared))
             return [leaf for leaf, mark in zip(params, self.replaced, strict=True) if mark]
 
-        return jax.vmap(leaves)(keys) if any(self.replaced) else []
+        return self._over_groups(jax.vmap(leaves, (None, 0)), keys) if any(self.replaced) else []
 
-    def merge(self, drawn: list[Array]) -> EnvParams:
-        """Parameters whose drawn leaves lead with B; the others are shared."""
-        leaves, structure = jax.tree.flatten(self.shared)
-        fresh = iter(drawn)
-        return structure.unflatten([next(fresh) if mark else leaf for leaf, mark in zip(leaves, self.replaced)])
+    def map(self, function: Callable[..., PyTree], drawn: list[Array], *args: PyTree) -> PyTree:
+        """`function(*args, params)` for each of B environments: `args` and `drawn` lead with B."""
+
+        def one_group(shared: EnvParams, drawn: list[Array], *args: PyTree) -> PyTree:
+            leaves, structure = jax.tree.flatten(shared)
+            fresh = iter(drawn)
+            params = structure.unflatten([next(fresh) if mark else leaf for leaf, mark in zip(leaves, self.replaced)])
+            return jax.vmap(function, (0,) * len(args) + (self.axes,))(*args, params)
+
+        return self._over_groups(one_group, drawn, *args)
+
+    def _over_groups(self, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
+        num_groups = self.env.num_groups
+        if num_groups is None:
+            return function(self.shared, *args)
+        args = jax.tree.map(lambda leaf: leaf.reshape(num_groups, -1, *leaf.shape[1:]), args)
+        result = jax.vmap(function)(self.shared, *args)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
 def start_rollout(
@@ -59,7 +73,7 @@ def start_rollout(
     keys = jax.random.split(key, (3, num_envs))
     params = EpisodeParams(env, env_params)
     drawn = params.draw(keys[0])
-    state, time_step = jax.vmap(env.reset, (0, params.axes))(keys[1], params.merge(drawn))
+    state, time_step = params.map(env.reset, drawn, keys[1])
     carry = jax.vmap(policy[0], (None, 0))(policy_params, keys[2])
     zeros = jnp.zeros_like(time_step.reward)
     return Rollout(drawn, state, time_step, carry, zeros, jnp.zeros(num_envs, jnp.int32), zeros)
@@ -84,7 +98,8 @@ def unroll(
         env: the environment.
         policy: `(start, act)`.
         policy_params: shared by all environments.
-        env_params: shared parameters; `rollout.drawn_params` holds the leaves that differ between environments.
+        env_params: shared parameters, or [G] of them with `env.num_groups`; `rollout.drawn_params` holds the leaves
+            that differ between environments.
         rollout: where the environments stand, `[B]`.
         key: consumed.
         num_steps: T.
@@ -105,9 +120,7 @@ def unroll(
         action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
             policy_params, rollout.carry, before, key_act, False
         )
-        state, after = jax.vmap(env.step, (0, 0, 0, params.axes))(
-            key_step, rollout.env_state, action, params.merge(rollout.drawn_params)
-        )
+        state, after = params.map(env.step, rollout.drawn_params, key_step, rollout.env_state, action)
         transition = make_transition(before, action, after, extras)
         ended = after.ended
         episode_return = rollout.episode_return + after.reward
@@ -121,7 +134,7 @@ def unroll(
 
         # Both branches are computed, which is what vmap would do to a conditional anyway.
         drawn = _select(ended, fresh_params, rollout.drawn_params)
-        new_state, first = jax.vmap(env.reset, (0, params.axes))(key_reset, params.merge(drawn))
+        new_state, first = params.map(env.reset, drawn, key_reset)
         new_carry = jax.vmap(start, (None, 0))(policy_params, key_start)
         rollout = Rollout(
             drawn,
@@ -150,6 +163,7 @@ def make_transition(before: TimeStep, action: Array, after: TimeStep, extras: di
         truncated=after.truncated,
         next_observation=after.observation,
         legal_actions=before.legal_actions,
+        next_legal_actions=after.legal_actions,
         critic_observation=before.critic_observation,
         next_critic_observation=after.critic_observation,
         extras=extras,
@@ -205,7 +219,7 @@ def episodes(
     num_episodes = reset_keys.shape[0]
     sampled = EpisodeParams(env, env_params)
     key_draw, key_reset, key_start = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(reset_keys), 1, 0)
-    params = sampled.merge(sampled.draw(key_draw))
+    drawn = sampled.draw(key_draw)
     streams = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num_episodes))
 
     def step(loop: tuple, t: Array) -> tuple[tuple, PyTree]:
@@ -214,21 +228,22 @@ def episodes(
         action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
             policy_params, carry, before, key_act, deterministic
         )
-        new_state, after = jax.vmap(env.step, (0, 0, 0, sampled.axes))(key_step, state, action, params)
+        new_state, after = sampled.map(env.step, drawn, key_step, state, action)
         kept = None if record is None else (record(state, before, action, after, extras), alive)
         result = dataclasses.replace(
             result,
-            episode_return=result.episode_return + after.reward * _expand(alive, after.reward),
+            # Selected, not multiplied: what an environment shows after its end may be anything, NaN included.
+            episode_return=result.episode_return + _where(alive, after.reward, jnp.zeros_like(after.reward)),
             episode_length=result.episode_length + alive,
             terminated=result.terminated | (alive & after.terminated),
             info={
-                name: total + after.info[name].astype(jnp.float32) * _expand(alive, total)
+                name: total + _where(alive, after.info[name].astype(jnp.float32), jnp.zeros_like(total))
                 for name, total in result.info.items()
             },
         )
         return (_select(alive, new_state, state), after, carry, result, alive & ~after.ended), kept
 
-    state, first = jax.vmap(env.reset, (0, sampled.axes))(key_reset, params)
+    state, first = sampled.map(env.reset, drawn, key_reset)
     carry = jax.vmap(start, (None, 0))(policy_params, key_start)
     reward_shape = first.reward.shape
     result = Episodes(
@@ -254,15 +269,9 @@ def episodes(
     return dataclasses.replace(result, info=means)
 
 
-def _expand(mask: Array, like: Array) -> Array:
-    """`mask` `[B]` with trailing axes added to broadcast against `like` `[B, ...]`."""
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
-
-
 def _where(mask: Array, new: Array, old: Array) -> Array:
-    if jax.dtypes.issubdtype(new.dtype, jax.dtypes.prng_key):
-        return jnp.where(mask, new, old)
-    return jnp.where(_expand(mask, new), new, old)
+    """`new` where `mask` `[B]`, else `old`, both `[B, ...]`; keys too."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
 
 
 def _select(mask: Array, new: PyTree, old: PyTree) -> PyTree:

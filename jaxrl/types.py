@@ -29,6 +29,7 @@ class Transition:
     truncated: Array  # bool
     next_observation: PyTree  # the true successor, before any reset
     legal_actions: Array | None = None  # bool, of `observation`
+    next_legal_actions: Array | None = None  # bool, of `next_observation`
     critic_observation: PyTree | None = None
     next_critic_observation: PyTree | None = None
     extras: dict[str, Array] = dataclasses.field(default_factory=dict)  # what `act` gave: log_prob, value, ...
@@ -112,6 +113,9 @@ class Recipe(NamedTuple):
     make: Callable[[Any, Any], Algorithm]  # (config, env or EnvSpec) -> Algorithm
     config: type  # frozen dataclass of static settings
     hparams: type  # flax.struct dataclass of floats, each field made by `hparam`
+    # Where the types above depend on other settings: (settings of the file) -> recipe. It may fill in defaults, in
+    # place, and raises ValueError for settings that do not go together.
+    specialise: Callable[[dict[str, Any]], Recipe] | None = None
 
 
 def hparam(default: float, low: float = -math.inf, high: float = math.inf) -> Any:

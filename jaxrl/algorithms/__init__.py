@@ -5,6 +5,7 @@ from jaxrl.types import Recipe
 ALGORITHMS = {
     # name: where its recipe is, one line
     "ppo": ("jaxrl.algorithms.ppo:PPO", "Proximal policy optimisation"),
+    "psro": ("jaxrl.algorithms.psro:PSRO", "Policy-space response oracles for games of two roles"),
     "dqn": ("jaxrl.algorithms.dqn:DQN", "Deep Q-learning: double, dueling, n-step, prioritised"),
 }
 

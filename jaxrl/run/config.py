@@ -158,6 +158,8 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run
             raise ConfigError(f"the configuration lacks {key!r}")
     try:
         recipe = algorithms.find(_typed("algorithm", settings["algorithm"], str))
+        if recipe.specialise is not None:
+            recipe = recipe.specialise(settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

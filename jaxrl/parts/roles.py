@@ -1,0 +1,76 @@
+"""The roles of a game as policies: one for each role played together, and mixtures drawn once per episode.
+
+A policy is a pair `(start, act)` as in `jaxrl.types.Algorithm`: one role, no batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs_jax.core import Array, PyTree, TimeStep
+
+Policy = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def play_together(policy: Policy) -> Policy:
+    """All roles of a game as one policy of it: parameters, carries and actions lead with A."""
+    start, act = policy
+    # What of a time step leads with A: all but the endings.
+    axes = TimeStep(0, 0, None, None, 0, 0, 0)  # type: ignore[arg-type]
+
+    def start_all(policy_params: PyTree, key: Array) -> PyTree:
+        num_roles = jax.tree.leaves(policy_params)[0].shape[0]
+        return jax.vmap(start)(policy_params, jax.random.split(key, num_roles))
+
+    def act_all(policy_params: PyTree, carry: PyTree, time_step: TimeStep, key: Array, deterministic: bool) -> tuple:
+        keys = jax.random.split(key, time_step.reward.shape[0])
+        return jax.vmap(act, (0, 0, axes, 0, None))(policy_params, carry, time_step, keys, deterministic)
+
+    return start_all, act_all
+
+
+@struct.dataclass
+class Mixture:
+    """A mixed strategy over M policies."""
+
+    members: PyTree  # policy parameters, leaves [M, ...]
+    weights: Array  # f32 [M]; any positive scale; members of weight 0 are never drawn
+
+
+def mix(policy: Policy) -> Policy:
+    """A `Mixture` as a policy: a member is drawn at an episode's start, kept in the carry and played throughout."""
+    start, act = policy
+
+    def start_one(mixture: Mixture, key: Array) -> tuple[Array, PyTree]:
+        key_draw, key_start = jax.random.split(key)
+        member = jax.random.categorical(key_draw, jnp.log(mixture.weights)).astype(jnp.int32)
+        return member, start(_take(mixture.members, member), key_start)
+
+    def act_one(mixture: Mixture, carry: tuple, time_step: TimeStep, key: Array, deterministic: bool) -> tuple:
+        member, memory = carry
+        action, memory, extras = act(_take(mixture.members, member), memory, time_step, key, deterministic)
+        return action, (member, memory), extras
+
+    return start_one, act_one
+
+
+def systematic_draw(key: Array, weights: Array, num_draws: int) -> Array:
+    """Systematic resampling: i32 [n] indices into `weights` f32 [M], each about n w_j / sum(w) times.
+
+    One uniform number shifts n evenly spaced positions along the cumulated weights, so that index j comes
+    floor or ceil of n w_j / sum(w) times, on average exactly that often; an index of weight 0 never comes.
+    Consumes `key`. Source: Carpenter, Clifford, Fearnhead 1999.
+    """
+    cumulative = jnp.cumsum(weights)
+    positions = (jnp.arange(num_draws) + jax.random.uniform(key)) / num_draws * cumulative[-1]
+    positions = jnp.minimum(positions, jnp.nextafter(cumulative[-1], 0.0))  # rounding may reach the end
+    return jnp.sum(cumulative[None, :] <= positions[:, None], axis=1, dtype=jnp.int32)
+
+
+def _take(tree: PyTree, index: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
