@@ -1,0 +1,1 @@
+"""Cyber-defence environments."""

@@ -1,0 +1,222 @@
+"""The environment: blue defends a network against a scripted red agent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from envs_jax.core import Environment, TimeStep, time_step
+from envs_jax.registry import nearest
+from envs_jax.security.cyborg import chance
+from envs_jax.security.cyborg.actions import make_action_set
+from envs_jax.security.cyborg.belief import update_belief
+from envs_jax.security.cyborg.bits import count
+from envs_jax.security.cyborg.generate import NetworkConfig
+from envs_jax.security.cyborg.moves import BlueMove, apply_blue, apply_red, green_traffic
+from envs_jax.security.cyborg.network import SLEEP, Network, cage2_network, check_network
+from envs_jax.security.cyborg.observations import check_observation, observation_space, observe, scan_tracked
+from envs_jax.security.cyborg.red import AGENTS, random
+from envs_jax.security.cyborg.rewards import CyborgParams, check_reward, learning_reward, reward_parts
+from envs_jax.security.cyborg.rules import make_rules
+from envs_jax.security.cyborg.state import UNKNOWN, Choices, RedMemory, State, initial_state
+from envs_jax.spaces import Discrete, MultiDiscrete, Space
+
+Array = jax.Array
+
+MIXTURE = ("bline", "meander")
+
+
+class Cyborg(Environment[State, CyborgParams]):
+    """CybORG CAGE Challenge 2, transition for transition, and beyond."""
+
+    version = 1
+
+    def __init__(
+        self,
+        red: str | Sequence[str] = "bline",
+        green: bool = False,
+        max_steps: int = 100,
+        extension: bool = False,
+        observation: str = "challenge",
+        actions: str = "full",
+        all_legal: bool = False,
+        reward: str = "base",
+        fixes: str | Sequence[str] = (),
+        network: Network | NetworkConfig | None = None,
+        redraw: bool = True,
+        restore_unpatches: bool = True,
+        allow_isolate_foothold: bool = False,
+        patch_steps: int = 1,
+    ):
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
+        self.rules = make_rules(
+            fixes,
+            restore_unpatches=restore_unpatches,
+            allow_isolate_foothold=allow_isolate_foothold,
+            patch_steps=patch_steps,
+        )
+        self.red_names = _red_names(red)
+        self.agents = [AGENTS[name] for name in self.red_names]
+        self.green, self.max_steps, self.extension = bool(green), int(max_steps), bool(extension)
+        self.reward_mode, self.all_legal = check_reward(reward), all_legal
+        self.config = network if isinstance(network, NetworkConfig) else None
+        self.redraw = redraw
+        if isinstance(network, NetworkConfig):
+            self.network = network.draw(jax.random.key(network.seed), self.rules)
+        else:
+            self.network = cage2_network(self.rules) if network is None else network
+        check_network(self.network)
+        self.num_hosts = self.network.num_hosts
+        self.observation_kind = check_observation(observation, self.num_hosts)
+        self.action_set = make_action_set(actions, self.num_hosts, self.extension, all_legal)
+        self._scan_tracked = scan_tracked(self.observation_kind, self.num_hosts)
+
+    @property
+    def default_params(self) -> CyborgParams:
+        return CyborgParams(
+            network=self.network,
+            max_steps=jnp.int32(self.max_steps),
+            service_cost=jnp.int32(100),
+            restore_cost=jnp.int32(10),
+            patch_cost=jnp.int32(2),
+            removal_bonus=jnp.float32(0.1),
+            eviction_bonus=jnp.float32(0.5),
+            futility_cost=jnp.float32(0.05),
+            exposure_cost=jnp.float32(2.0),
+            discount=jnp.float32(0.99),
+            red_weights=jnp.ones(len(self.agents), jnp.float32),
+        )
+
+    def sample_params(self, key: Array, params: CyborgParams) -> CyborgParams:
+        """A new network for the episode, where the environment was given a `NetworkConfig`; consumes `key`."""
+        if not self.redraw or self.config is None:
+            return params
+        return dataclasses.replace(params, network=self.config.draw(key, self.rules))
+
+    def reset(self, key: Array, params: CyborgParams) -> tuple[State, TimeStep]:
+        agent = jnp.int32(0)
+        if len(self.agents) > 1:
+            agent = jax.random.categorical(key, jnp.log(params.red_weights))
+        state = self.initial_state(params, agent)
+        nothing = jnp.float32(0.0)
+        return state, self._time_step(state, nothing, _no_info(), params)
+
+    def initial_state(self, params: CyborgParams, agent: Array | int = 0) -> State:
+        """The start of an episode against red agent number `agent`."""
+        return initial_state(
+            params.network,
+            jnp.asarray(agent),
+            timed_patches=self.rules.patch_steps > 1,
+            track_activity=self.observation_kind == "extended",
+        )
+
+    def step(self, key: Array, state: State, action: Array, params: CyborgParams) -> tuple[State, TimeStep]:
+        after_blue, blue = self.blue_moves(state, action, params)
+        choices, memory = self.sample(key, after_blue, params)
+        return self.finish(state, dataclasses.replace(after_blue, memory=memory), blue, choices, params)
+
+    def step_injected(
+        self, state: State, action: Array, choices: Choices, params: CyborgParams
+    ) -> tuple[State, TimeStep]:
+        """A step whose every choice after blue's is given; draws nothing and leaves red's memory alone."""
+        after_blue, blue = self.blue_moves(state, action, params)
+        return self.finish(state, after_blue, blue, choices, params)
+
+    def blue_moves(self, state: State, action: Array, params: CyborgParams) -> tuple[State, BlueMove]:
+        """The first third of a step."""
+        action = check_action(action, self.action_set.space)
+        action = self.action_set.translate(state, action, params.network, self.rules)
+        return apply_blue(state, action, params.network, self.rules)
+
+    def sample(self, key: Array, after_blue: State, params: CyborgParams) -> tuple[Choices, RedMemory]:
+        """What red chooses and chance decides, given the state that blue left; consumes `key`."""
+        streams = chance.random_words(key, self.green, random in self.agents)
+        proposal = chance.propose(after_blue, self.agents, params.network, self.rules, streams)
+        return chance.fill_in(after_blue, proposal, streams, params.network)
+
+    def finish(
+        self, before: State, after_blue: State, blue: BlueMove, choices: Choices, params: CyborgParams
+    ) -> tuple[State, TimeStep]:
+        """The rest of a step: green, red, reward, monitor."""
+        network, rules = params.network, self.rules
+        greens = [green_traffic(after_blue, choices, network, rules)] if self.green else []
+        state, traffic, fooled = apply_red(after_blue, choices, network, rules)
+        state = update_belief(state, blue, [*greens, traffic], fooled, jnp.asarray(self._scan_tracked), rules)
+        state = dataclasses.replace(state, step=state.step + 1)
+
+        parts = reward_parts(state, blue, params, rules)
+        reward = learning_reward(self.reward_mode, parts.base, before, state, blue, params)
+        info = {
+            "base_reward": parts.base,
+            "confidentiality": parts.confidentiality,
+            "availability": parts.availability,
+            "action_cost": parts.action,
+            "isolation_cost": parts.isolation,
+            "hosts_held": count(state.held),
+            "hosts_rooted": count(state.rooted),
+            "hosts_isolated": count(state.isolated),
+            "blue_success": blue.success,
+            "red_kind": choices.red_kind,
+            "red_host": choices.red_host,
+            "red_success": state.success.astype(jnp.int32),
+        }
+        return state, self._time_step(state, reward, info, params)
+
+    def _time_step(self, state: State, reward: Array, info: dict[str, Array], params: CyborgParams) -> TimeStep:
+        return time_step(
+            observe(self.observation_kind, state, params, self.rules),
+            reward,
+            truncated=state.step >= params.max_steps,
+            legal_actions=self.action_set.mask(state, params.network, self.rules),
+            info=info,
+        )
+
+    def observation_space(self, params: CyborgParams) -> Space:
+        return observation_space(self.observation_kind, self.num_hosts)
+
+    def action_space(self, params: CyborgParams) -> Space:
+        return self.action_set.space
+
+
+def check_action(action: Any, space: Discrete | MultiDiscrete) -> Array:
+    """The action as i32; refuses one outside the space where its value is known, that is outside compiled code."""
+    if not isinstance(action, Tracer) and not space.contains(np.asarray(action)):
+        allowed = f"0 .. {space.num_values - 1}" if isinstance(space, Discrete) else f"below {space.num_values}"
+        raise ValueError(f"action {np.asarray(action)} is outside the action space; allowed are integers {allowed}")
+    return jnp.asarray(action, jnp.int32)
+
+
+def _red_names(red: str | Sequence[str]) -> tuple[str, ...]:
+    names = MIXTURE if red == "mix" else (red,) if isinstance(red, str) else tuple(red)
+    for name in names:
+        if name not in AGENTS:
+            allowed = ("mix", *AGENTS)
+            raise ValueError(f"unknown red agent {name!r}{nearest(name, allowed)} Allowed: {', '.join(allowed)}")
+    if not names:
+        raise ValueError("red must name at least one agent")
+    return names
+
+
+def _no_info() -> dict[str, Array]:
+    zero, none = jnp.float32(0.0), jnp.int32(0)
+    return {
+        "base_reward": zero,
+        "confidentiality": zero,
+        "availability": zero,
+        "action_cost": zero,
+        "isolation_cost": zero,
+        "hosts_held": none + 1,
+        "hosts_rooted": none + 1,
+        "hosts_isolated": none,
+        "blue_success": none + UNKNOWN,
+        "red_kind": none + SLEEP,
+        "red_host": none - 1,
+        "red_success": none + UNKNOWN,
+    }
