@@ -222,7 +222,7 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
             params, opt_state = loop
             minibatch = jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds", unique_indices=True), items)
             gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, hparams)
-            metrics["grad_norm"] = optax.global_norm(gradient)
+            metrics["grad_norm"] = optax.tree.norm(gradient)
             change, opt_state = update(gradient, opt_state)
             return (optax.apply_updates(params, change), opt_state), metrics
 
