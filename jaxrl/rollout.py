@@ -115,7 +115,8 @@ def unroll(
     fresh_params = params.draw(jax.random.split(key_params, num_envs))
 
     def step(rollout: Rollout, key: Array) -> tuple[Rollout, tuple[Transition, EpisodeStats]]:
-        key_act, key_step, key_reset, key_start = jax.random.split(key, (4, num_envs))
+        key_play, key_begin = jax.random.split(key)
+        key_act, key_step = jax.random.split(key_play, (2, num_envs))
         before = rollout.time_step
         action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
             policy_params, rollout.carry, before, key_act, False
@@ -132,25 +133,49 @@ def unroll(
             jnp.sum(ended, dtype=jnp.int32),
         )
 
-        # Both branches are computed, which is what vmap would do to a conditional anyway.
-        drawn = _select(ended, fresh_params, rollout.drawn_params)
-        new_state, first = params.map(env.reset, drawn, key_reset)
-        new_carry = jax.vmap(start, (None, 0))(policy_params, key_start)
-        rollout = Rollout(
-            drawn,
-            _select(ended, new_state, state),
-            _select(ended, first, after),
-            _select(ended, new_carry, carry),
-            _where(ended, jnp.zeros_like(episode_return), episode_return),
-            jnp.where(ended, 0, episode_length),
-            _where(ended, jnp.zeros_like(discounted_return), discounted_return),
-        )
-        return rollout, (transition, stats)
+        def begin() -> Rollout:
+            key_reset, key_start = jax.random.split(key_begin, (2, num_envs))
+            drawn = _select(ended, fresh_params, rollout.drawn_params)
+            new_state, first = params.map(env.reset, drawn, key_reset)
+            new_carry = jax.vmap(start, (None, 0))(policy_params, key_start)
+            return Rollout(
+                drawn,
+                _select(ended, new_state, state),
+                _select(ended, first, after),
+                _select(ended, new_carry, carry),
+                _where(ended, jnp.zeros_like(episode_return), episode_return),
+                jnp.where(ended, 0, episode_length),
+                _where(ended, jnp.zeros_like(discounted_return), discounted_return),
+            )
+
+        def go_on() -> Rollout:
+            return Rollout(
+                rollout.drawn_params, state, after, carry, episode_return, episode_length, discounted_return
+            )
+
+        # One condition for all environments and for all members of a sweep: a step at which no episode ends, nearly
+        # every one where all episodes are equally long, computes no reset.
+        return jax.lax.cond(any_of_all(ended), begin, go_on), (transition, stats)
 
     first_carry, first_return = rollout.carry, rollout.discounted_return
     rollout, (transitions, stats) = jax.lax.scan(step, rollout, jax.random.split(key_steps, num_steps))
     total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), stats)
     return rollout, Batch(transitions, first_carry, first_return, total)
+
+
+@jax.custom_batching.custom_vmap
+def any_of_all(mask: Array) -> Array:
+    """bool []: whether any entry of `mask` is true, in whatever batch axes it is vmapped over too.
+
+    A condition on it stays one condition under `vmap`, where one on `jnp.any` would compute both branches.
+    """
+    return jnp.any(mask)
+
+
+@any_of_all.def_vmap
+def _any_over_batch(axis_size: int, in_batched: list[bool], mask: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return any_of_all(mask), False
 
 
 def make_transition(before: TimeStep, action: Array, after: TimeStep, extras: dict[str, Array]) -> Transition:
