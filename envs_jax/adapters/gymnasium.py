@@ -8,7 +8,7 @@ import numpy as np
 
 from envs_jax.adapters.host import HostEpisode
 from envs_jax.core import Environment, EnvParams
-from envs_jax.spaces import Box, Discrete, Space
+from envs_jax.spaces import Box, Discrete, MultiDiscrete, Space
 
 try:
     import gymnasium
@@ -71,6 +71,22 @@ def gymnasium_space(space: Space) -> spaces.Space:
     if isinstance(space, Discrete):
         return spaces.Discrete(space.num_values)
     return spaces.MultiDiscrete(list(space.num_values))
+
+
+def space_of(space: spaces.Space) -> Space:
+    """The same space for jaxrl.
+
+    Raises:
+        ValueError: there is none: discrete values must count from 0, anything nested is flattened by a wrapper first.
+    """
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not np.any(space.start):
+        return MultiDiscrete(tuple(int(n) for n in space.nvec))
+    if isinstance(space, spaces.Box):
+        dtype = np.float32 if space.dtype == np.float64 else space.dtype
+        return Box(space.low, space.high, space.shape, dtype)
+    raise ValueError(f"no use can be made of the Gymnasium space {space}; flatten it with a wrapper")
 
 
 def render_metadata(env: Environment, render_mode: str | None) -> dict[str, Any]:

@@ -23,6 +23,10 @@ from jaxrl.types import Algorithm, Data, PyTree
 
 def make_env(run: RunConfig) -> tuple[Environment, Any]:
     """The environment of a configuration and its parameters."""
+    if run.env.backend != "jax":
+        raise ConfigError(
+            f"env.backend={run.env.backend!r}: {run.env.name!r} runs on the host, this needs a JAX environment"
+        )
     try:
         return envs_jax.make(run.env.name, **run.env.options)
     except (ValueError, TypeError) as error:
@@ -32,14 +36,23 @@ def make_env(run: RunConfig) -> tuple[Environment, Any]:
 def make_algorithm(run: RunConfig, env: Any = None) -> Algorithm:
     """The algorithm of a configuration, built for its environment (or for `env`, an environment or `EnvSpec`)."""
     try:
-        return algorithms.find(run.algorithm).make(run.config, make_env(run)[0] if env is None else env)
+        return algorithms.find(run.algorithm).make(run.config, _spaces(run) if env is None else env)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
+def _spaces(run: RunConfig) -> Any:
+    """The environment, or the `EnvSpec` of one on the host."""
+    if run.env.backend == "jax":
+        return make_env(run)[0]
+    from jaxrl.run.host import HostEnvs
+
+    return HostEnvs(run.env.name, dict(run.env.options), 1).spec
+
+
 def load_data(run: RunConfig) -> Data:
     """What the training reads and never changes."""
-    return Data(env_params=make_env(run)[1])
+    return Data(env_params=make_env(run)[1]) if run.env.backend == "jax" else Data()
 
 
 def max_episode_steps(run: RunConfig, env: Environment) -> int:
@@ -68,6 +81,17 @@ def play_evaluation(run: RunConfig, env: Environment, agent: Algorithm, state: P
         max_episode_steps(run, env),
         deterministic=run.evaluation.deterministic,
     )
+
+
+def make_program(runs: Sequence[RunConfig], *, batched: bool) -> Any:
+    """A `Program`, or its counterpart for environments on the host."""
+    if runs[0].env.backend == "jax":
+        return Program(runs, batched=batched)
+    if batched:
+        raise ConfigError("a sweep trains its members in one program: it needs env.backend='jax'")
+    from jaxrl.run.host import HostProgram
+
+    return HostProgram(runs, make_algorithm)
 
 
 class Program:
@@ -122,9 +146,9 @@ class Program:
             self._init = self._compile("init", jax.jit(init, **one), self.keys, self.hparams, self.data)
             jitted = jax.jit(over(chunk, (0, 0, None)), donate_argnums=0, **place, **out)
             self._chunk = self._compile("update", jitted, self.state_shape, self.hparams, self.data)
-            if self.evaluates:
-                jitted = jax.jit(over(evaluation, (0, None)))
-                self._evaluate = self._compile("evaluation", jitted, self.state_shape, self.data)
+        # Compiled when first wanted: the first update does not wait for it.
+        self._evaluation = jax.jit(over(evaluation, (0, None)))
+        self._evaluate: Future | None = None
 
     def init(self) -> PyTree:
         """The first state."""
@@ -132,11 +156,21 @@ class Program:
 
     def chunk(self, state: PyTree) -> tuple[PyTree, Any]:
         """`run.chunk` updates; `state` is donated. Metrics lead with rows, before them with members if batched."""
-        return self._chunk.result()(state, self.hparams, self.data)
+        result = self._chunk.result()(state, self.hparams, self.data)
+        self.prepare_evaluation()
+        return result
 
     def evaluate(self, state: PyTree) -> Episodes:
         """The evaluation episodes of the configuration."""
+        self.prepare_evaluation()
+        assert self._evaluate is not None
         return self._evaluate.result()(state, self.data)
+
+    def prepare_evaluation(self) -> None:
+        """Starts to compile the evaluation, in the background."""
+        if self._evaluate is None and self.evaluates:
+            with jax.default_matmul_precision(self.run.matmul_precision):
+                self._evaluate = self._compile("evaluation", self._evaluation, self.state_shape, self.data)
 
     @property
     def memory_bytes(self) -> int:

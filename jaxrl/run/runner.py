@@ -15,7 +15,7 @@ from jaxrl.rollout import Episodes
 from jaxrl.run.checkpoint import CheckpointError, best_checkpoint, list_checkpoints, restore
 from jaxrl.run.config import ConfigError, RunConfig
 from jaxrl.run.folder import RunFolder
-from jaxrl.run.program import Program, load_data, make_algorithm, make_env, play_evaluation
+from jaxrl.run.program import load_data, make_algorithm, make_env, make_program, play_evaluation
 from jaxrl.run.progress import make_progress
 from jaxrl.run.training import Row, Training
 from jaxrl.types import Algorithm, Data, PyTree
@@ -56,7 +56,7 @@ def fit(
     if resume and folder is None:
         raise ConfigError("resume needs a run_dir")
     with debug_nans(debug):
-        program = Program([run], batched=False)
+        program = make_program([run], batched=False)
         if folder is not None and not resume:
             folder.create(run)
         training = Training(program, folder, [] if folder is None else [folder], make_progress(progress))
@@ -142,6 +142,8 @@ def evaluate(agent: Algorithm, state: PyTree, run: RunConfig, data: Data) -> Eva
         run: names the environment, the number of episodes, their bound and their seed.
         data: from `load_data`.
     """
+    if run.env.backend != "jax":
+        return summarize(make_program([run], batched=False).evaluate(state))
     env, _ = make_env(run)
     play = jax.jit(lambda state, data: play_evaluation(run, env, agent, state, data))
     return summarize(jax.device_get(play(state, data)))

@@ -15,7 +15,7 @@ from jaxrl.results.stats import mean_interval
 from jaxrl.run.checkpoint import CheckpointWriter, write_json
 from jaxrl.run.config import ConfigError, RunConfig, make_config
 from jaxrl.run.folder import RunFolder
-from jaxrl.run.program import Program, same_program
+from jaxrl.run.program import make_program, same_program
 from jaxrl.run.progress import make_progress
 from jaxrl.run.training import Row, Training
 from jaxrl.types import PyTree
@@ -134,7 +134,7 @@ def _prepare(root: Path, members: list[Member], resume: bool) -> None:
 
 def _train_group(members: list[Member], number: int, root: Path | None, resume: bool, progress: bool) -> None:
     runs = [member.run for member in members]
-    program = Program(runs, batched=True)
+    program = make_program(runs, batched=True)
     group = None if root is None else RunFolder(root / f"group-{number}")
     folders = [] if root is None else [RunFolder(root / member.name) for member in members]
     if group is not None:

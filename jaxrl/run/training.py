@@ -22,6 +22,7 @@ import numpy as np
 from jaxrl.results.metrics import MetricsWriter, TensorBoardWriter, Writer, truncate
 from jaxrl.run.checkpoint import CheckpointWriter, restore_newest, write_json
 from jaxrl.run.folder import RunFolder
+from jaxrl.run.host import HostProgram
 from jaxrl.run.program import Program
 from jaxrl.run.progress import Progress
 from jaxrl.types import PyTree
@@ -60,7 +61,9 @@ class Training:
         progress: shows what happens.
     """
 
-    def __init__(self, program: Program, folder: RunFolder | None, members: list[RunFolder], progress: Progress):
+    def __init__(
+        self, program: Program | HostProgram, folder: RunFolder | None, members: list[RunFolder], progress: Progress
+    ):
         self.program, self.folder, self.members, self.progress = program, folder, members, progress
         self.rows: list[list[Row]] = [[] for _ in program.runs]
         self.position = Position(offsets=[0] * len(members))
