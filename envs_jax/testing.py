@@ -13,7 +13,7 @@ from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep
 from envs_jax.spaces import Box, Discrete, Space
 
 NUM_ENVS = 4  # B: episodes played side by side
-NUM_REPLAYED = 8  # steps played twice
+NUM_COMPARED = 32  # first steps that are held against a loop and played again
 TOLERANCE = 1e-4  # of floats between two compilations of one function, relative and absolute
 
 
@@ -112,7 +112,8 @@ class _Player:
         generator = np.random.default_rng(0)
         drawn, batched, looped = self.jitted_reset(self.key, self.params)
         alive, result = np.ones(NUM_ENVS, bool), _host(batched)
-        self.check_emitted("reset", result, _host(looped), alive)
+        self.check_emitted("reset", result[1])
+        _require_equal("reset under vmap", result, "a loop over reset", _host(looped))
         _require(not result[1].ended.any(), "an episode has ended at its reset")
         _require(not result[1].reward.any(), f"the reward of a reset must be 0, not {result[1].reward}")
         results, actions = [result], []
@@ -120,13 +121,15 @@ class _Player:
             action = self.random_actions(generator, result[1].legal_actions)
             batched, looped = self.jitted_step(self.key, number, batched[0], action, drawn)
             result = _host(batched)
-            self.check_emitted(f"step {number}", result, _host(looped), alive)
+            self.check_emitted(f"step {number}", _rows(result[1], alive))
+            if number <= NUM_COMPARED:
+                name, other = f"step {number} under vmap", f"a loop over step {number}"
+                _require_equal(name, _rows(result, alive), other, _rows(_host(looped), alive))
+                results.append(result)
+                actions.append(action)
             alive &= ~result[1].ended
             if limit := self.env.max_steps:
                 _require(number < limit or not alive.any(), f"an episode outlives max_steps = {limit}")
-            if number <= NUM_REPLAYED:
-                results.append(result)
-                actions.append(action)
             if not alive.any():
                 break
         return drawn, results, actions
@@ -141,28 +144,25 @@ class _Player:
 
         # The first episode once more, without jit.
         keys = jax.random.split(self.key, (2, NUM_ENVS))
-        drawn = _member(drawn)
+        drawn = _rows(drawn, 0)
         state, time_step = self.env.reset(keys[1, 0], drawn)
-        _require_equal("reset under jit", _member(results[0]), "reset without jit", _host((state, time_step)))
+        _require_equal("reset under jit", _rows(results[0], 0), "reset without jit", _host((state, time_step)))
         if actions:
             key = jax.random.split(jax.random.fold_in(self.key, 1), NUM_ENVS)[0]
             stepped = self.env.step(key, state, jnp.asarray(actions[0][0]), drawn)
-            _require_equal("step under jit", _member(results[1]), "step without jit", _host(stepped))
+            _require_equal("step under jit", _rows(results[1], 0), "step without jit", _host(stepped))
 
-    def check_emitted(self, name: str, batched: PyTree, looped: PyTree, alive: np.ndarray) -> None:
-        """Checks what one reset or step of the episodes that are `alive` `[B]` returned."""
-        batched, looped = (jax.tree.map(lambda leaf: leaf[alive], tree) for tree in (batched, looped))
-        _require_equal(f"{name} under vmap", batched, f"a loop over {name}", looped)
-        time_step = batched[1]
+    def check_emitted(self, name: str, time_step: TimeStep) -> None:
+        """Checks what a reset or step of some episodes showed; every leaf leads with these."""
         for path, leaf in jax.tree_util.tree_leaves_with_path(time_step):
             if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
                 raise AssertionError(f"{name}: time_step{jax.tree_util.keystr(path)} is not finite: {leaf}")
         for field, space in self.observed.items():
-            rows = getattr(time_step, field).reshape(-1, *space.shape)
-            outside = [row for row in rows if not space.contains(row)]
+            observations = getattr(time_step, field).reshape(-1, *space.shape)
+            outside = [observation for observation in observations if not space.contains(observation)]
             _require(not outside, f"{name}: {field} {outside[:1]} is not in {space}")
         if time_step.legal_actions is not None:
-            parts = _split(time_step.legal_actions, self.action_space)
+            parts = _split(np.asarray(time_step.legal_actions), self.action_space)
             _require(all(part.any(-1).all() for part in parts), f"{name}: no action is legal")
 
     def random_actions(self, generator: np.random.Generator, legal_actions: np.ndarray | None) -> np.ndarray:
@@ -203,9 +203,9 @@ def _host(tree: PyTree) -> PyTree:
     return jax.device_get(jax.tree.map(plain, tree))
 
 
-def _member(tree: PyTree) -> PyTree:
-    """The first of the B episodes."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+def _rows(tree: PyTree, rows: np.ndarray | int) -> PyTree:
+    """Some of the B episodes, or one."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
 def _describe(leaf: Any) -> str:
