@@ -147,6 +147,7 @@ def test_pettingzoos_test_passes(zoo, capsys):
 def test_pettingzoo_episode(zoo):
     env = zoo(*envs_jax.make("revealed_game:RevealedGame"))
     assert env.possible_agents == ["row_0", "column_0"]
+    assert zoo(*envs_jax.make("poolflip-r3")).possible_agents == ["blue_0", "red_0"]
     observations, infos = env.reset(seed=0)
     assert env.agents == env.possible_agents
     assert [observations[agent].tolist() for agent in env.agents] == [[0.0, 1.0], [1.0, 1.0]]
