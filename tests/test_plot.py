@@ -1,25 +1,25 @@
 """Learning curves: the numbers drawn, and a picture that is whole or absent."""
 
+import json
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxrl.results.metrics import MetricsWriter
-from jaxrl.results.plot import common_grid, curves, plot_runs
+from jaxrl.results.plot import common_grid, curve, plot_runs
 
 
-def make_run(folder, seed=0, evaluations=True, members=None, steps=100):
+def make_run(folder, seed=0, evaluations=True, steps=100):
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     writer = MetricsWriter(folder / "metrics.jsonl")
     for update in range(20):
-        value = update + generator.normal(size=members)
+        value = update + generator.normal()
         row = {"update": update, "env_steps": steps * update, "episode/count": 0 if update < 2 else 3}
-        if members:
-            row["episode/count"] = np.full(members, row["episode/count"])
         row["episode/return"] = value
         if evaluations and update % 5 == 4:
             row["evaluation/return"] = value + 10
@@ -64,17 +64,30 @@ def test_falls_back_to_the_return_of_training(tmp_path, drawn):
     assert drawn["labels"]["xlabel"] == "updates"
     assert [len(drawn[label][0][0]) for label in "ab"] == [18, 18]  # updates without a finished episode are left out
     assert "<svg" in (tmp_path / "curve.svg").read_text()
+    (tmp_path / "model").mkdir()
+    with closing(MetricsWriter(tmp_path / "model" / "metrics.jsonl")) as writer:
+        writer.write({"env_steps": 0, "loss/reward": 1.0})
+    plot_runs([tmp_path / "model"], tmp_path / "loss.png")
+    assert drawn["labels"]["ylabel"] == "loss reward"
 
 
 def test_seeds(tmp_path, drawn):
-    """Members of a sweep, sub-folders and folders under one label are all seeds of one curve."""
-    sweep = make_run(tmp_path / "sweep", members=4)
+    """Sub-folders and folders under one label are seeds of one curve, a sweep gives one per point of its grid."""
     folders = [make_run(tmp_path / "group" / f"seed_{i}", seed=i) for i in range(3)]
     path = tmp_path / "curve.png"
-    plot_runs([sweep, tmp_path / "group"], path)
-    assert (len(drawn["sweep"]), len(drawn["group"])) == (4, 3)
+    plot_runs([folders[0], tmp_path / "group"], path)
+    assert (len(drawn["seed_0"]), len(drawn["group"])) == (1, 3)
     plot_runs({"labelled": folders}, path, "episode/return")
     assert len(drawn["labelled"]) == 3
+    settings = [{"hparams.learning_rate": rate} for rate in (0.1, 0.1, 0.2)]
+    described = [{"name": folder.name, "settings": point} for folder, point in zip(folders, settings)]
+    (tmp_path / "group" / "sweep.json").write_text(json.dumps(described))
+    drawn.clear()
+    plot_runs([tmp_path / "group"], path)
+    assert {label: len(lines) for label, lines in drawn.items() if label != "labels"} == {
+        "group learning_rate=0.1": 2,
+        "group learning_rate=0.2": 1,
+    }
 
 
 def test_common_grid():
@@ -106,7 +119,7 @@ def test_refused(tmp_path):
         plot_runs([run], tmp_path / "curve.xyz")
     table = {"x": np.arange(2), "y": np.array([np.nan, np.nan])}
     with pytest.raises(ValueError, match="has no value of 'y' yet"):
-        curves(run, table, "y", "x")
+        curve(run, table, "y", "x")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run"]
 
 

@@ -97,7 +97,7 @@ def export_policy(
         facts = {"kind": "numpy", "layers": layers}
     arrays |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(first_carry)}
     arrays |= {f"example/{name}": rows[: NUM_EXAMPLES[0], : NUM_EXAMPLES[1]] for name, rows in recorded.items()}
-    if isinstance(spec, Environment):
+    if spec is not None and not isinstance(spec, EnvSpec):
         spec = spec.spec(spec.default_params if data.env_params is None else data.env_params)
     action_space = described.get("action_space") if spec is None else spec.action_space
     facts |= {

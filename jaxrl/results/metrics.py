@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Row = Mapping[str, Any]  # flat names -> numbers, None, or one of these per member of a sweep
+Row = Mapping[str, Any]  # flat names -> numbers or None
 
 
 class Writer(Protocol):
@@ -66,20 +66,17 @@ def plain_row(row: Row) -> dict[str, Any]:
     """The row as JSON values.
 
     Floats are kept to f32 precision, with as few digits as that takes. Means over episodes are null where
-    `episode/count` is 0. Values `[S]`, one per member of a sweep, become lists, in which "nan", "inf" and "-inf"
-    stand for what JSON has no number for: one member that diverges does not end the others.
+    `episode/count` is 0. JSON has no number for what is not finite: it becomes the text "nan", "inf" or "-inf", which
+    `read_metrics` understands.
 
     Raises:
-        ValueError: a single value is not finite, or no number.
+        ValueError: a value is no number, or one of `loss/...` is not finite.
     """
     plain = {name: _plain(name, value) for name, value in row.items()}
-    count = plain.get("episode/count")
-    if count is not None:
-        for name in plain:
-            if name.startswith("episode/") and name != "episode/count":
-                plain[name] = _null_without_episodes(plain[name], count)
+    if plain.get("episode/count") == 0:
+        plain |= {name: None for name in plain if name.startswith("episode/") and name != "episode/count"}
     for name, value in plain.items():
-        if isinstance(value, str):
+        if name.startswith("loss/") and isinstance(value, str):
             raise ValueError(f"{name} is {value} at update {plain.get('update', '?')}")
     return plain
 
@@ -109,20 +106,24 @@ def read_metrics(path: str | Path) -> dict[str, np.ndarray]:
         path: the file. A last line that is still being written is left out.
 
     Returns:
-        Arrays `[rows]`, or `[rows, S]` where rows hold one value per member: i64 where every row has an integer, else
-        f64 with NaN for null and for rows without the name.
+        Arrays `[rows]`: i64 where every row has an integer, else f64 with NaN for null and for rows without the name.
 
     Raises:
-        ValueError: a line is no JSON object, or members come and go.
+        ValueError: a line is not what `MetricsWriter` writes.
     """
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(dict(json.loads(line)))
+            row = dict(json.loads(line))
+            rows.append({name: float(value) if isinstance(value, str) else value for name, value in row.items()})
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object") from error
-    return {name: _column(path, name, rows) for name in dict.fromkeys(name for row in rows for name in row)}
+            raise ValueError(f"{path}, line {number}: not a JSON object of numbers") from error
+    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    return {
+        name: np.array(values, np.int64 if all(type(value) is int for value in values) else np.float64)
+        for name, values in columns.items()
+    }
 
 
 class TensorBoardWriter:
@@ -147,12 +148,8 @@ class TensorBoardWriter:
         plain = plain_row(row)
         step = plain.get("env_steps", plain.get("update"))
         for name, value in plain.items():
-            if name in ("env_steps", "update") or value is None:
-                continue
-            members = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-            for tag, number in members.items():
-                if number is not None:
-                    self._events.add_scalar(tag, float(number), step)
+            if name not in ("env_steps", "update") and value is not None:
+                self._events.add_scalar(name, float(value), step)
 
     def flush(self) -> None:
         self._events.flush()
@@ -166,39 +163,14 @@ def tensorboard_installed() -> bool:
     return importlib.util.find_spec("tensorboardX") is not None
 
 
-def _plain(name: str, value: Any) -> Any:
-    """A number, None, a list of these, or the string "nan", "inf" or "-inf"."""
+def _plain(name: str, value: Any) -> int | float | str | None:
     if value is None:
         return None
-    if isinstance(value, (list, tuple)):
-        return [_plain(name, item) for item in value]
     array = np.asarray(value)
-    if array.ndim:
-        return [_plain(name, item) for item in array]
+    if array.ndim or array.dtype.kind in "OSUM":
+        raise ValueError(f"metric {name} must be a number, got {value!r}")
     if array.dtype.kind in "biu":
         return array.item()
-    if array.dtype.kind in "OSUM":
-        raise ValueError(f"metric {name} must be a number, got {value!r}")
     with np.errstate(over="ignore"):
         text = str(array.astype(np.float32))  # the shortest decimal that stands for this f32
     return float(text) if math.isfinite(float(text)) else text
-
-
-def _null_without_episodes(value: Any, count: Any) -> Any:
-    if isinstance(value, list):
-        return [_null_without_episodes(v, c) for v, c in zip(value, count, strict=True)]
-    return value if count else None
-
-
-def _column(path: str | Path, name: str, rows: list[dict[str, Any]]) -> np.ndarray:
-    values = [row.get(name) for row in rows]
-    if all(type(value) is int for value in values):
-        return np.array(values, np.int64)
-    sizes = {len(value) for value in values if isinstance(value, list)}
-    if not sizes:
-        return np.array([np.nan if value is None else float(value) for value in values])
-    if len(sizes) > 1 or any(not isinstance(value, list) for value in values if value is not None):
-        raise ValueError(f"{path}: the rows hold different numbers of members of {name}")
-    missing = [None] * sizes.pop()
-    table = [missing if value is None else value for value in values]
-    return np.array([[np.nan if item is None else float(item) for item in row] for row in table])

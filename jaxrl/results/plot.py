@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from jaxrl.results.files import replacing
 from jaxrl.results.metrics import read_metrics
 from jaxrl.results.stats import mean_interval
 
-METRICS = ("evaluation/return", "episode/return")  # what is drawn if nothing is asked for, best first
+# What is drawn if nothing is asked for, best first; a loss where there are no returns.
+METRICS = ("evaluation/return", "episode/return")
 COLOURS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#5c4d7d", "#2e4057", "#8d96a3")
 LINES = ("-", "--", ":", "-.")  # the next one when the colours are used up
 AXES = {"env_steps": "environment steps", "update": "updates"}
@@ -31,13 +33,12 @@ def plot_runs(
 ) -> Path:
     """Draws learning curves: one line per run, with the mean and a 95 % bootstrap band where there are several seeds.
 
-    Seeds are the members of a sweep (rows with one value per member, or sub-folders with a `metrics.jsonl` each), or
-    the folders listed under one label.
-
     Args:
-        run_dirs: run folders, or labels with the folders of their seeds.
+        run_dirs: run folders; folders of sweeps, which give a line for each point of the grid; folders of run folders,
+            taken as seeds of one line; or labels with the run folders of their seeds.
         path: the picture; its suffix gives the format (png, svg, pdf). Written whole or not at all.
-        metric: a name in `metrics.jsonl`; by default the first of `METRICS` with two points in every run.
+        metric: a name in `metrics.jsonl`; by default the first of `METRICS`, then of the losses, with two points
+            in every run.
         x: the name of the horizontal axis.
         title: above the picture.
 
@@ -47,18 +48,39 @@ def plot_runs(
     Raises:
         ValueError: a folder holds no metrics, or not this one (with the nearest name).
     """
-    groups = run_dirs if isinstance(run_dirs, Mapping) else {_label(run_dirs, d): [d] for d in run_dirs}
-    tables = {label: [t for d in folders for t in _read_tables(Path(d))] for label, folders in groups.items()}
-    if not tables or not all(tables.values()):
+    if isinstance(run_dirs, Mapping):
+        groups = {label: list(map(Path, folders)) for label, folders in run_dirs.items()}
+    else:
+        groups = {}
+        for folder in run_dirs:
+            groups |= run_groups(folder, _label(run_dirs, folder))
+    if not groups or not all(groups.values()):
         raise ValueError("there must be at least one run folder to plot")
-    metric = _default_metric(tables, x) if metric is None else metric
+    tables = {label: [_read(folder / "metrics.jsonl") for folder in folders] for label, folders in groups.items()}
+    metric = _default_metric(tables) if metric is None else metric
     return draw_curves(
-        {label: [c for t in members for c in curves(*t, metric, x)] for label, members in tables.items()},
+        {label: [curve(*source, metric, x) for source in members] for label, members in tables.items()},
         path,
         xlabel=AXES.get(x, x),
         ylabel=metric.replace("/", " "),
         title=title,
     )
+
+
+def run_groups(folder: str | Path, label: str) -> dict[str, list[Path]]:
+    """The lines that a folder gives: labels and the run folders of their seeds.
+
+    A sweep describes its members in `sweep.json`: a list of `{"name": folder, "settings": {...}, ...}`.
+    """
+    folder = Path(folder)
+    if (folder / "sweep.json").is_file():
+        groups: dict[str, list[Path]] = {}
+        for member in json.loads((folder / "sweep.json").read_text()):
+            settings = [f"{name.rpartition('.')[2]}={value}" for name, value in member["settings"].items()]
+            groups.setdefault(" ".join([label, *settings]), []).append(folder / member["name"])
+        return groups
+    members = sorted(file.parent for file in folder.glob("*/metrics.jsonl"))
+    return {label: members if members and not (folder / "metrics.jsonl").exists() else [folder]}
 
 
 def draw_curves(
@@ -102,23 +124,21 @@ def draw_curves(
     return path
 
 
-def curves(source: Path, table: Mapping[str, np.ndarray], metric: str, x: str) -> list[Curve]:
-    """One curve per member of a table of metrics, rows without a value left out.
+def curve(source: Path, table: Mapping[str, np.ndarray], metric: str, x: str) -> Curve:
+    """The curve in a table of metrics, rows without a value left out.
 
     Raises:
-        ValueError: the table lacks `metric` or `x`, or a member has no value.
+        ValueError: the table lacks `metric` or `x`, or has no value.
     """
     for name in (metric, x):
         if name not in table:
-            raise ValueError(f"{source} has no {name!r}{nearest(name, table)} Known: {', '.join(table)}")
-    y = table[metric].astype(np.float64)
-    found = []
-    for values in y.T if y.ndim == 2 else [y]:
-        kept = np.isfinite(values)
-        if not kept.any():
-            raise ValueError(f"{source} has no value of {metric!r} yet")
-        found.append((table[x][kept].astype(np.float64), values[kept]))
-    return found
+            raise ValueError(
+                f"{source} has no {name!r}{nearest(name, table)} Known: {', '.join(table) or 'nothing yet'}"
+            )
+    kept = np.isfinite(table[metric])
+    if not kept.any():
+        raise ValueError(f"{source} has no value of {metric!r} yet")
+    return table[x][kept].astype(np.float64), table[metric][kept].astype(np.float64)
 
 
 def common_grid(members: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,24 +155,23 @@ def common_grid(members: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.stack([np.interp(grid, x, y) for x, y in members])
 
 
-def _read_tables(folder: Path) -> list[tuple[Path, dict[str, np.ndarray]]]:
-    files = [folder / "metrics.jsonl"]
-    if not files[0].is_file():
-        files = sorted(folder.glob("*/metrics.jsonl"))
-    if not files:
-        raise ValueError(f"{folder} is no run folder: there is no metrics.jsonl in it")
-    return [(file, read_metrics(file)) for file in files]
+def _read(file: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is no run folder: there is no {file.name} in it")
+    return file, read_metrics(file)
 
 
-def _default_metric(tables: Mapping[str, list[tuple[Path, dict[str, np.ndarray]]]], x: str) -> str:
+def _default_metric(tables: Mapping[str, list[tuple[Path, dict[str, np.ndarray]]]]) -> str:
     runs = [table for members in tables.values() for _, table in members]
-    for metric in METRICS:
-        if all(metric in table and np.isfinite(table[metric]).sum(axis=0).min() > 1 for table in runs):
-            return metric
-    return METRICS[-1]
+    candidates = [*METRICS, *(name for name in runs[0] if name.startswith("loss/"))]
+    for num_points in (2, 1):
+        for metric in candidates:
+            if all(np.isfinite(table.get(metric, np.empty(0))).sum() >= num_points for table in runs):
+                return metric
+    return candidates[0]
 
 
-def _label(run_dirs: Sequence[str | Path], run_dir: str | Path) -> str:
+def _label(run_dirs: Iterable[str | Path], run_dir: str | Path) -> str:
     """The folder's name, or its whole path where two folders share it."""
     name = Path(run_dir).resolve().name
     return name if sum(Path(other).resolve().name == name for other in run_dirs) == 1 else str(run_dir)
