@@ -6,6 +6,7 @@ ALGORITHMS = {
     # name: where its recipe is, one line
     "ppo": ("jaxrl.algorithms.ppo:PPO", "Proximal policy optimisation"),
     "psro": ("jaxrl.algorithms.psro:PSRO", "Policy-space response oracles for games of two roles"),
+    "ippo": ("jaxrl.algorithms.ippo:IPPO", "Self-play: PPO for every role of a game, each by itself"),
     "dqn": ("jaxrl.algorithms.dqn:DQN", "Deep Q-learning: double, dueling, n-step, prioritised"),
 }
 
