@@ -13,19 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.registry import nearest
-from envs_jax.security.cyborg.bits import row, unpack
-from envs_jax.security.cyborg.catalogue import DECOYS, GUARDS, NUM_DECOYS, ON_LINUX, ON_WINDOWS, Profile, opened_ports
-from envs_jax.security.cyborg.moves import (
+from envs_jax.security.cyborg.bits import once, row, unpack
+from envs_jax.security.cyborg.blue import (
     ANALYSE,
     FIRST_DECOY,
+    ISOLATE,
     NUM_EXTENDED_KINDS,
     NUM_KINDS,
     PATCH,
     REMOVE,
     RESTORE,
+    UNISOLATE,
 )
+from envs_jax.security.cyborg.catalogue import DECOYS, NUM_DECOYS, PORTS, Profile, opened_ports, placeable_decoys
 from envs_jax.security.cyborg.network import Network
-from envs_jax.security.cyborg.observations import feasible_decoys
+from envs_jax.security.cyborg.observations import free_decoys
+from envs_jax.security.cyborg.records import Setup
 from envs_jax.security.cyborg.rules import Rules
 from envs_jax.security.cyborg.state import State
 from envs_jax.spaces import Discrete, MultiDiscrete
@@ -36,7 +39,7 @@ KINDS = ("Analyse", "Remove", *(f"Decoy{decoy.name}" for decoy in DECOYS), "Rest
 ACTION_SETS = ("full", "merged", "winner", "factorised")
 
 # The decoy that a merged decoy action places: the first that fits, in the order of the exploits they catch.
-GREEDY_DECOYS = tuple(sorted(range(NUM_DECOYS), key=lambda index: int(GUARDS[index])))
+GREEDY_DECOYS = tuple(sorted(range(NUM_DECOYS), key=lambda index: PORTS.index(DECOYS[index].opens)))
 
 _MERGED = -1  # kind of a merged decoy action
 _CORE_HOSTS, _USERS = (1, 2, 3, 7), (9, 10, 11, 12)
@@ -60,25 +63,31 @@ def describe(action: int, num_hosts: int = 13, hosts: tuple[str, ...] | None = N
     return f"{KINDS[kind]} {hosts[host] if hosts else host}"
 
 
-def full_mask(state: State, network: Network, rules: Rules, extension: bool, all_legal: bool = False) -> Array:
+def full_mask(state: State, network: Network, rules: Rules, all_legal: bool = False) -> Array:
     """bool `[2 + N K]`: actions of the full set that may change something.
 
     The original accepts every action; masked are those that blue can know to fail: a decoy that does not fit, a patch
     with nothing left, Isolate or Unisolate where it is so already, and padding. With `all_legal`, padding alone.
     """
     num_hosts = network.num_hosts
+    num_kinds = NUM_EXTENDED_KINDS if rules.extension else NUM_KINDS
     exists = unpack(network.hosts, num_hosts)
-    decoys = feasible_decoys(state, network, rules)
-    rows = [jnp.stack([exists, exists]), decoys, exists[None]]
-    if extension:
-        unpatched = Profile(network.profile).vulnerable & ~state.patched.astype(jnp.uint32)
-        isolated = unpack(state.isolated, num_hosts)
-        movable = jnp.arange(num_hosts, dtype=jnp.int32) != network.foothold
-        open_ = exists & ~isolated & (movable | rules.allow_isolate_foothold)
-        rows.append(jnp.stack([exists & (unpatched != 0), open_, isolated]))
-    mask = jnp.concatenate(rows)
+    # Per host a word with one bit per kind of action.
     if all_legal:
-        mask = jnp.broadcast_to(exists[None, :], mask.shape)
+        legal = jnp.full(num_hosts, (1 << num_kinds) - 1, jnp.uint32)
+    else:
+        always = 1 << ANALYSE | 1 << REMOVE | 1 << RESTORE
+        legal = free_decoys(state, network, rules) << FIRST_DECOY | jnp.uint32(always)
+        if rules.extension:
+            unpatched = Profile(network.profile).vulnerable & ~Setup(state.setup).patched != 0
+            isolated = unpack(state.isolated, num_hosts)
+            fixed = jnp.arange(num_hosts, dtype=jnp.int32) == network.foothold
+            open_ = ~isolated & (rules.allow_isolate_foothold | ~fixed)
+            for kind, flag in ((PATCH, unpatched), (ISOLATE, open_), (UNISOLATE, isolated)):
+                legal = legal | flag.astype(jnp.uint32) << kind
+    legal = once(jnp.where(exists, legal, jnp.uint32(0)))
+    kinds = jnp.arange(num_kinds, dtype=jnp.uint32)
+    mask = (legal[None, :] >> kinds[:, None]) & 1 == 1
     return jnp.concatenate([jnp.ones(2, bool), mask.reshape(-1)])
 
 
@@ -104,7 +113,7 @@ def make_action_set(name: str, num_hosts: int, extension: bool, all_legal: bool 
     num_kinds = NUM_EXTENDED_KINDS if extension else NUM_KINDS
 
     def mask(state: State, network: Network, rules: Rules) -> Array:
-        return full_mask(state, network, rules, extension, all_legal)
+        return full_mask(state, network, rules, all_legal)
 
     if name == "full":
         space = Discrete(2 + num_hosts * num_kinds)
@@ -160,9 +169,9 @@ def _listed(pairs: list[tuple[int, int]], num_hosts: int, mask: Callable, sleep:
 def greedy_decoy(state: State, host: Array, network: Network, rules: Rules) -> Array:
     """i32 []: the decoy that a merged decoy action places on a host, -1 where none fits."""
     profile = Profile(row(network.profile, host))
-    listening = profile.listens | opened_ports(row(state.decoys, host).astype(jnp.uint32), rules)
+    listening = profile.listens | opened_ports(Setup(row(state.setup, host)).decoys, rules)
+    fits = placeable_decoys(listening, profile.windows)
     chosen = jnp.int32(-1)
     for index in reversed(GREEDY_DECOYS):
-        fits = jnp.where(profile.windows, bool(ON_WINDOWS[index]), bool(ON_LINUX[index]))
-        chosen = jnp.where(fits & (listening & GUARDS[index] == 0), index, chosen)
+        chosen = jnp.where(fits & (1 << index) != 0, index, chosen)
     return chosen

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from envs_jax.security.cyborg.attack import Traffic
 from envs_jax.security.cyborg.bits import bit, keep, once, put, select, some
-from envs_jax.security.cyborg.moves import REMOVE, RESTORE, BlueMove, Traffic
+from envs_jax.security.cyborg.blue import REMOVE, RESTORE, BlueMove
 from envs_jax.security.cyborg.rules import Rules
 from envs_jax.security.cyborg.state import State
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from envs_jax.security.cyborg.rules import Rules
 
@@ -58,9 +57,8 @@ DECOYS = (
     Decoy("Vsftpd", 21, 80, "linux"),  # guards one port and opens another: a quirk of the original
 )
 NUM_DECOYS = len(DECOYS)
-GUARDS = np.array([1 << PORTS.index(decoy.guard) for decoy in DECOYS], np.uint32)
-ON_WINDOWS = np.array([decoy.system != "linux" for decoy in DECOYS])
-ON_LINUX = np.array([decoy.system != "windows" for decoy in DECOYS])
+ON_WINDOWS = sum((decoy.system != "linux") << index for index, decoy in enumerate(DECOYS))  # as a set of decoys
+ON_LINUX = sum((decoy.system != "windows") << index for index, decoy in enumerate(DECOYS))
 
 
 class Socket(NamedTuple):
@@ -156,16 +154,26 @@ class Profile:
 
 def opened_ports(decoys: Array, rules: Rules) -> Array:
     """Ports that a set of decoys (u32 of any shape, bit order of `DECOYS`) holds open."""
-    moved: dict[int, int] = {}  # bits that travel equally far move together
-    for index, decoy in enumerate(DECOYS):
-        port = decoy.guard if rules.fix_vsftpd else decoy.opens
-        distance = PORTS.index(port) - index
-        moved[distance] = moved.get(distance, 0) | 1 << index
-    ports = jnp.zeros_like(decoys)
-    for distance, mask in moved.items():
-        bits = decoys & mask
-        ports = ports | (bits << distance if distance >= 0 else bits >> -distance)
-    return ports
+    ports = [PORTS.index(decoy.guard if rules.fix_vsftpd else decoy.opens) for decoy in DECOYS]
+    return _move_bits(decoys, list(enumerate(ports)))
+
+
+def placeable_decoys(listening: Array, windows: Array) -> Array:
+    """Decoys that fit a host with these open ports (u32 and bool of one shape): the system, and a free guard port."""
+    free = _move_bits(~listening, [(PORTS.index(decoy.guard), index) for index, decoy in enumerate(DECOYS)])
+    return free & jnp.where(windows, jnp.uint32(ON_WINDOWS), jnp.uint32(ON_LINUX))
+
+
+def _move_bits(word: Array, moves: list[tuple[int, int]]) -> Array:
+    """The word whose bit `to` is bit `start` of the given one, or any of several; equal distances move together."""
+    masks: dict[int, int] = {}
+    for start, to in moves:
+        masks[to - start] = masks.get(to - start, 0) | 1 << start
+    moved = jnp.zeros_like(word)
+    for distance, mask in masks.items():
+        bits = word & mask
+        moved = moved | (bits << distance if distance >= 0 else bits >> -distance)
+    return moved
 
 
 def candidates(ports: Array) -> Array:

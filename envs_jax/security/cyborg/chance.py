@@ -11,8 +11,9 @@ from envs_jax.security.cyborg import red
 from envs_jax.security.cyborg.bits import draw, once, row, select, uniform
 from envs_jax.security.cyborg.catalogue import bit_index, candidates, lowest
 from envs_jax.security.cyborg.network import SCAN, Network
+from envs_jax.security.cyborg.records import REMOVABLE, STICKY, Sessions, Setup
 from envs_jax.security.cyborg.rules import Rules
-from envs_jax.security.cyborg.state import REMOVABLE, STICKY, Choices, RedMemory, State
+from envs_jax.security.cyborg.state import Choices, RedMemory, State
 
 Array = jax.Array
 
@@ -20,13 +21,21 @@ TOP_EXPLOIT = 0.75  # probability of the exploit of the highest weight, where th
 DETECTION_PROBABILITY = 0.95
 
 
-def random_words(key: Array, green: bool, random_red: bool) -> Array:
-    """u32 `[<= 6]`, one word per stream of `red`; consumes `key`.
+def random_words(key: Array) -> list[Array]:
+    """One random u32 [] per stream of `red`; consumes `key`.
 
-    Threefry hashes the position, so a word does not depend on how many are drawn; those not needed are left out.
+    One threefry hash gives the step's seed, and each stream mixes it with a constant of its own: no stream shifts when
+    one is added, those never read cost nothing, and a hash per stream would cost a third of the whole step.
     """
-    used = red.RED_KIND + 1 if random_red else red.GREEN + 1 if green else red.GREEN
-    return jax.random.bits(key, (used,), jnp.uint32)
+    seed = jax.random.bits(key, (), jnp.uint32)
+    return [_mix(seed + jnp.uint32((0x9E3779B9 * (stream + 1)) & 0xFFFFFFFF)) for stream in range(red.NUM_STREAMS)]
+
+
+def _mix(word: Array) -> Array:
+    """The finaliser of MurmurHash3: every input bit changes every output bit with probability one half."""
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
 
 
 def choose_exploit(ports: Array, word: Array) -> Array:
@@ -41,41 +50,43 @@ def choose_exploit(ports: Array, word: Array) -> Array:
     return jnp.where((chance < TOP_EXPLOIT) | (num_others == 0), bit_index(top), other)
 
 
-def propose(state: State, agents: Sequence[red.Agent], network: Network, rules: Rules, streams: Array) -> red.Proposal:
+def propose(
+    state: State, agents: Sequence[red.Agent], network: Network, rules: Rules, streams: Sequence[Array]
+) -> red.Proposal:
     """What the game's red agent wants; with several agents all are asked and `state.red_agent` decides."""
-    proposals = [agent(state, network, rules, streams) for agent in agents]
+    proposals = [agent.propose(state, network, rules, streams) for agent in agents]
     if len(proposals) == 1:
         return proposals[0]
-    return jax.tree.map(
-        lambda *options: (
-            jax.lax.select_n(state.red_agent.astype(jnp.int32), *options)
-            if options[0].ndim == 0
-            else jax.lax.select_n(jnp.broadcast_to(state.red_agent.astype(jnp.int32), ()), *options)
-        ),
-        *proposals,
-    )
+    playing = state.red_agent.astype(jnp.int32)
+    return jax.tree.map(lambda *options: jax.lax.select_n(playing, *options), *proposals)
 
 
-def fill_in(state: State, proposal: red.Proposal, streams: Array, network: Network) -> tuple[Choices, RedMemory]:
+def fill_in(
+    state: State,
+    proposal: red.Proposal,
+    agents: Sequence[red.Agent],
+    streams: Sequence[Array],
+    network: Network,
+    green: bool,
+) -> tuple[Choices, RedMemory]:
     """Draws red's host and every outcome of the step."""
     proposal = once(proposal)
     host = once(draw(proposal.candidates, streams[red.RED_TARGET]))
-    names_host = proposal.kind >= SCAN
-    num_removable, num_sticky = [row(state.sessions, host)[kind].astype(jnp.float32) for kind in (REMOVABLE, STICKY)]
+    sessions = Sessions(row(state.sessions, host))
+    num_removable, num_sticky = (sessions.count(kind).astype(jnp.float32) for kind in (REMOVABLE, STICKY))
     picked = uniform(streams[red.WHICH_SESSION]) * (num_removable + num_sticky) < num_removable
-    if streams.shape[0] > red.GREEN:
+    green_scans, green_host = jnp.int32(0), jnp.int32(-1)
+    if green:
         word = streams[red.GREEN]
         green_scans, green_host = (word >> 31).astype(jnp.int32), draw(network.green_targets, word << 1)
-    else:
-        green_scans, green_host = jnp.int32(0), jnp.int32(-1)
     choices = Choices(
         green_scans=green_scans,
         green_host=green_host,
         red_kind=proposal.kind,
-        red_host=jnp.where(names_host, host, -1),
+        red_host=jnp.where(proposal.kind >= SCAN, host, -1),
         red_subnet=proposal.subnet,
-        exploit=choose_exploit(row(state.ports, host).astype(jnp.uint32), streams[red.WHICH_EXPLOIT]),
+        exploit=once(choose_exploit(Setup(row(state.setup, host)).ports, streams[red.WHICH_EXPLOIT])),
         detected=(uniform(streams[red.DETECTION]) < DETECTION_PROBABILITY).astype(jnp.int32),
         pick_removable=picked.astype(jnp.int32),
     )
-    return once(choices), red.note(proposal, host)
+    return choices, red.note(proposal, host, agents)

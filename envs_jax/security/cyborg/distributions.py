@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.security.cyborg.bits import count, row
+from envs_jax.security.cyborg.blue import RESTORE
 from envs_jax.security.cyborg.catalogue import candidates
 from envs_jax.security.cyborg.environment import Cyborg
-from envs_jax.security.cyborg.moves import RESTORE
 from envs_jax.security.cyborg.network import EXPLOIT, HOSTS, IMPACT
 from envs_jax.security.cyborg.policies import POLICIES
+from envs_jax.security.cyborg.records import Setup
 from envs_jax.security.cyborg.state import TRUE, State
 from envs_jax.security.cyborg.traces import RED_AGENTS
 
@@ -74,7 +75,7 @@ def play(env: Cyborg, agent: Array, policy: Array, key: Array, num_steps: int) -
         after_blue, blue = env.blue_moves(state, action, params)
         choices, memory = env.sample(key_step, after_blue, params)
         new, shown = env.finish(state, dataclasses.replace(after_blue, memory=memory), blue, choices, params)
-        ports = row(state.ports, jnp.maximum(choices.red_host, 0)).astype(jnp.uint32)
+        ports = Setup(row(after_blue.setup, jnp.maximum(choices.red_host, 0))).ports
         options_left = candidates(ports)
         place = jax.lax.population_count(options_left & ((jnp.uint32(1) << jnp.maximum(choices.exploit, 0)) - 1))
         tried = (choices.red_kind == EXPLOIT) & (count(options_left[None]) >= 2)
@@ -152,7 +153,7 @@ def _figures(name: str, cell: dict[str, Any], played: dict[str, np.ndarray]) -> 
             held, rooted = (played[field][int(label.split("_")[-1]) - 1] for field in ("held", "rooted"))
             for host, shares in record.items():
                 place = HOSTS.index(host)
-                any_, root = np.asarray(held >> place & 1 == 1), np.asarray(rooted >> place & 1 == 1)
+                any_, root = (held >> place & 1).astype(bool), (rooted >> place & 1).astype(bool)
                 for level, hits in (("none", ~any_), ("user", any_ & ~root), ("privileged", root)):
                     share(f"{label} {host} {level}", hits, shares[level])
         elif label.startswith("furthest_subnet_at_step_"):

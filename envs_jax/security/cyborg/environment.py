@@ -15,13 +15,14 @@ from envs_jax.core import Environment, TimeStep, time_step
 from envs_jax.registry import nearest
 from envs_jax.security.cyborg import chance
 from envs_jax.security.cyborg.actions import make_action_set
+from envs_jax.security.cyborg.attack import apply_red, green_traffic
 from envs_jax.security.cyborg.belief import update_belief
 from envs_jax.security.cyborg.bits import count
+from envs_jax.security.cyborg.blue import BlueMove, apply_blue
 from envs_jax.security.cyborg.generate import NetworkConfig
-from envs_jax.security.cyborg.moves import BlueMove, apply_blue, apply_red, green_traffic
 from envs_jax.security.cyborg.network import SLEEP, Network, cage2_network, check_network
 from envs_jax.security.cyborg.observations import check_observation, observation_space, observe, scan_tracked
-from envs_jax.security.cyborg.red import AGENTS, random
+from envs_jax.security.cyborg.red import AGENTS
 from envs_jax.security.cyborg.rewards import CyborgParams, check_reward, learning_reward, reward_parts
 from envs_jax.security.cyborg.rules import make_rules
 from envs_jax.security.cyborg.state import UNKNOWN, Choices, RedMemory, State, initial_state
@@ -58,13 +59,14 @@ class Cyborg(Environment[State, CyborgParams]):
             raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.rules = make_rules(
             fixes,
+            extension=bool(extension),
             restore_unpatches=restore_unpatches,
             allow_isolate_foothold=allow_isolate_foothold,
             patch_steps=patch_steps,
         )
         self.red_names = _red_names(red)
         self.agents = [AGENTS[name] for name in self.red_names]
-        self.green, self.max_steps, self.extension = bool(green), int(max_steps), bool(extension)
+        self.green, self.max_steps = bool(green), int(max_steps)
         self.reward_mode, self.all_legal = check_reward(reward), all_legal
         self.config = network if isinstance(network, NetworkConfig) else None
         self.redraw = redraw
@@ -75,7 +77,7 @@ class Cyborg(Environment[State, CyborgParams]):
         check_network(self.network)
         self.num_hosts = self.network.num_hosts
         self.observation_kind = check_observation(observation, self.num_hosts)
-        self.action_set = make_action_set(actions, self.num_hosts, self.extension, all_legal)
+        self.action_set = make_action_set(actions, self.num_hosts, self.rules.extension, all_legal)
         self._scan_tracked = scan_tracked(self.observation_kind, self.num_hosts)
 
     @property
@@ -137,9 +139,9 @@ class Cyborg(Environment[State, CyborgParams]):
 
     def sample(self, key: Array, after_blue: State, params: CyborgParams) -> tuple[Choices, RedMemory]:
         """What red chooses and chance decides, given the state that blue left; consumes `key`."""
-        streams = chance.random_words(key, self.green, random in self.agents)
+        streams = chance.random_words(key)
         proposal = chance.propose(after_blue, self.agents, params.network, self.rules, streams)
-        return chance.fill_in(after_blue, proposal, streams, params.network)
+        return chance.fill_in(after_blue, proposal, self.agents, streams, params.network, self.green)
 
     def finish(
         self, before: State, after_blue: State, blue: BlueMove, choices: Choices, params: CyborgParams

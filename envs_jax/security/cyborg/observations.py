@@ -9,8 +9,9 @@ from flax import struct
 
 from envs_jax.registry import nearest
 from envs_jax.security.cyborg.bits import num_words, unpack
-from envs_jax.security.cyborg.catalogue import GUARDS, NUM_DECOYS, ON_LINUX, ON_WINDOWS, Profile, opened_ports
+from envs_jax.security.cyborg.catalogue import NUM_DECOYS, Profile, opened_ports, placeable_decoys
 from envs_jax.security.cyborg.network import Network
+from envs_jax.security.cyborg.records import Setup
 from envs_jax.security.cyborg.rewards import CyborgParams
 from envs_jax.security.cyborg.rules import Rules
 from envs_jax.security.cyborg.state import State
@@ -67,22 +68,21 @@ def scan_memory(state: State, num_hosts: int) -> Array:
     return seen + latest.astype(jnp.float32)
 
 
-def feasible_decoys(state: State, network: Network, rules: Rules) -> Array:
-    """bool `[8, N]`: which decoys would be accepted on which host."""
+def free_decoys(state: State, network: Network, rules: Rules) -> Array:
+    """u32 `[N]`: the decoys that each host would accept, bit order of `catalogue.DECOYS`."""
     profile = Profile(network.profile)
-    listening = profile.listens | opened_ports(state.decoys.astype(jnp.uint32), rules)
-    free = (listening[None, :] & jnp.asarray(GUARDS)[:, None]) == 0
-    fits = jnp.where(profile.windows[None, :], jnp.asarray(ON_WINDOWS)[:, None], jnp.asarray(ON_LINUX)[:, None])
-    return free & fits & unpack(network.hosts, network.num_hosts)[None, :]
+    listening = profile.listens | opened_ports(Setup(state.setup).decoys, rules)
+    exists = unpack(network.hosts, network.num_hosts)
+    return jnp.where(exists, placeable_decoys(listening, profile.windows), jnp.uint32(0))
 
 
 def host_features(state: State, network: Network) -> Array:
     """f32 `[N, 12]`: isolated; share of patches left; the 8 decoys; scan memory / 2; time since the last activity."""
     num_hosts = network.num_hosts
-    vulnerable = Profile(network.profile).vulnerable
+    vulnerable, setup = Profile(network.profile).vulnerable, Setup(state.setup)
     total = jax.lax.population_count(vulnerable).astype(jnp.float32)
-    left = jax.lax.population_count(vulnerable & ~state.patched.astype(jnp.uint32)).astype(jnp.float32)
-    decoys = (state.decoys[:, None] >> jnp.arange(NUM_DECOYS, dtype=jnp.uint8)[None, :]) & 1
+    left = jax.lax.population_count(vulnerable & ~setup.patched).astype(jnp.float32)
+    decoys = (setup.decoys[:, None] >> jnp.arange(NUM_DECOYS, dtype=jnp.uint32)[None, :]) & 1
     last = state.last_activity.astype(jnp.int32)
     age = jnp.minimum((state.step - last).astype(jnp.float32) / ACTIVITY_HORIZON, 1.0)
     columns = [
@@ -102,8 +102,8 @@ def observe(kind: str, state: State, params: CyborgParams, rules: Rules) -> Arra
     if kind == "winner":
         return jnp.concatenate([base, scan_memory(state, network.num_hosts)[jnp.asarray(WINNER_HOSTS)]])
     if kind == "minicage":
-        left = jnp.sum(feasible_decoys(state, network, rules), axis=0, dtype=jnp.float32)
-        return jnp.concatenate([base, scan_memory(state, network.num_hosts), left])
+        left = jax.lax.population_count(free_decoys(state, network, rules))
+        return jnp.concatenate([base, scan_memory(state, network.num_hosts), left.astype(jnp.float32)])
     if kind == "extended":
         progress = state.step.astype(jnp.float32) / params.max_steps.astype(jnp.float32)
         overall = jnp.stack([jnp.minimum(progress, 1.0), (~state.service_alive).astype(jnp.float32)])

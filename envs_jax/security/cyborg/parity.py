@@ -24,8 +24,9 @@ from envs_jax.security.cyborg.distributions import (
     compare_distributions,
 )
 from envs_jax.security.cyborg.environment import Cyborg
+from envs_jax.security.cyborg.records import PRIVILEGED, REMOVABLE, STICKY, Sessions, Setup
 from envs_jax.security.cyborg.rewards import CyborgParams
-from envs_jax.security.cyborg.state import PRIVILEGED, REMOVABLE, STICKY, Choices, RedMemory, State
+from envs_jax.security.cyborg.state import Choices, RedMemory, State
 from envs_jax.security.cyborg.traces import INPUTS, MORE_RESULTS, RED_AGENTS, RESULTS, Traces, read_traces
 
 Array = jax.Array
@@ -47,9 +48,9 @@ def replay(env: Cyborg, params: CyborgParams, agent: Array, rows: dict[str, Arra
 
     def step(state: State, row: dict[str, Array]) -> tuple[State, dict[str, Array]]:
         after_blue, blue = env.blue_moves(state, row["blue_action"], params)
-        streams = jnp.zeros(red.RED_KIND + 1, jnp.uint32)
+        streams = [jnp.uint32(0)] * red.NUM_STREAMS
         proposal = chance.propose(after_blue, env.agents, params.network, env.rules, streams)
-        memory = red.note(proposal, row["red_host"])
+        memory = red.note(proposal, row["red_host"], env.agents)
         choices = Choices(
             green_scans=row["green_action"],
             green_host=row["green_host"],
@@ -63,15 +64,16 @@ def replay(env: Cyborg, params: CyborgParams, agent: Array, rows: dict[str, Arra
         new, shown = env.finish(state, dataclasses.replace(after_blue, memory=memory), blue, choices, params)
         agent_fields = jax.lax.select_n(state.red_agent.astype(jnp.int32), *(_memory(n, memory) for n in env.red_names))
         host_named = (proposal.candidates != 0).any()
+        sessions, setup = Sessions(new.sessions), Setup(new.setup)
         out = {
             "obs": shown.observation.astype(jnp.uint8),
             "reward": shown.reward,
             "red_success": new.success,
-            "n_user_removable": new.sessions[:, REMOVABLE],
-            "n_user_sticky": new.sessions[:, STICKY],
-            "n_priv": new.sessions[:, PRIVILEGED],
-            "decoys": new.decoys,
-            "red_ports": new.ports,
+            "n_user_removable": sessions.count(REMOVABLE),
+            "n_user_sticky": sessions.count(STICKY),
+            "n_priv": sessions.count(PRIVILEGED),
+            "decoys": setup.decoys,
+            "red_ports": setup.ports,
             "red_known_ip": new.known_ip[0],
             "red_known_host": new.known_host[0],
             "red_known_subnet": new.known_subnet,
@@ -87,13 +89,13 @@ def replay(env: Cyborg, params: CyborgParams, agent: Array, rows: dict[str, Arra
                                   row["red_host"] == -1),
             "blue_success": blue.success,
             "malware_files": _bits(new.malware),
-            "access": jnp.where(new.sessions[:, PRIVILEGED] > 0, 2, (new.sessions != 0).any(-1)).astype(jnp.int32),
+            "access": jnp.where(sessions.privileged, 2, sessions.any.astype(jnp.int32)),
             "rew_conf": shown.info["confidentiality"],
             "rew_avail": shown.info["availability"],
             "rew_cost": shown.info["action_cost"],
             "bt_activity": _bits(new.active) + _bits(new.alarmed),
             "bt_compromised": _bits(new.belief_low) + 2 * _bits(new.belief_high),
-            "tt_scanned": pack(new.ports != 0)[0],
+            "tt_scanned": pack(setup.ports != 0)[0],
         }  # fmt: skip
         return new, out
 

@@ -7,7 +7,8 @@ memory takes note of it. Agents see the result of their last action and what red
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,16 @@ from envs_jax.security.cyborg.network import (
     Network,
     script_entry,
 )
+from envs_jax.security.cyborg.records import Setup
 from envs_jax.security.cyborg.rules import Rules
 from envs_jax.security.cyborg.state import TRUE, RedMemory, State
 
 Array = jax.Array
 
 
-# Random words of a step, one per name. Word i depends on the key and i alone, so that a new name shifts no other.
+# Random words of a step by name, see `chance.random_words`.
 RED_TARGET, WHICH_EXPLOIT, DETECTION, WHICH_SESSION, GREEN, RED_KIND = range(6)
+NUM_STREAMS = 6
 
 
 @struct.dataclass
@@ -45,20 +48,17 @@ class Proposal:
     memory: RedMemory  # before the host is noted
 
 
-Agent = Callable[[State, Network, Rules, Array], Proposal]  # the last: random words by stream
-
-
 def no_proposal(state: State) -> Proposal:
     return Proposal(jnp.int32(SLEEP), jnp.int32(-1), jnp.zeros_like(state.held), state.memory)
 
 
-def sleep(state: State, network: Network, rules: Rules, streams: Array) -> Proposal:
+def sleep(state: State, network: Network, rules: Rules, streams: Sequence[Array]) -> Proposal:
     """Never does anything."""
     del network, rules, streams
     return no_proposal(state)
 
 
-def bline(state: State, network: Network, rules: Rules, streams: Array) -> Proposal:
+def bline(state: State, network: Network, rules: Rules, streams: Sequence[Array]) -> Proposal:
     """Walks straight to the jewel along `network.script`, falling back by its jump table after a failure."""
     del streams
     memory, words = state.memory, state.held.shape[0]
@@ -75,7 +75,7 @@ def bline(state: State, network: Network, rules: Rules, streams: Array) -> Propo
     drawn = memory.entry.astype(jnp.int32)
     if rules.fix_stale_ports:  # an exploit without a scan on record goes back to the scan, once
         host = _script_host(target, drawn, network)
-        rescan = (kind == EXPLOIT) & (row(state.ports, host) == 0) & (before != pointer - 1)
+        rescan = (kind == EXPLOIT) & (Setup(row(state.setup, host)).ports == 0) & (before != pointer - 1)
         pointer = jnp.where(rescan, pointer - 1, pointer)
         kind, target, _, _ = script_entry(row(network.script, pointer))
     draws = (target == ENTRY) & (drawn < 0) & (kind != DISCOVER)
@@ -97,7 +97,7 @@ def _script_host(target: Array, entry: Array, network: Network) -> Array:
     return jnp.maximum(jnp.where(target == ENTRY, entry, jnp.where(target == ENTRY_LINK, link, target)), 0)
 
 
-def meander(state: State, network: Network, rules: Rules, streams: Array) -> Proposal:
+def meander(state: State, network: Network, rules: Rules, streams: Sequence[Array]) -> Proposal:
     """Takes every host it can find, subnet by subnet, in random order."""
     del rules, streams
     memory, words = state.memory, state.held.shape[0]
@@ -148,10 +148,10 @@ def meander(state: State, network: Network, rules: Rules, streams: Array) -> Pro
     return Proposal(kind, jnp.where(discovers, subnet, -1), candidates, memory)
 
 
-def random(state: State, network: Network, rules: Rules, streams: Array) -> Proposal:
+def random(state: State, network: Network, rules: Rules, streams: Sequence[Array]) -> Proposal:
     """Draws a kind of action that makes sense, uniformly; the host is drawn by the environment. Not in the original."""
     del rules
-    scanned = pack(state.ports != 0)
+    scanned = pack(Setup(state.setup).ports != 0)
     possible = [
         jnp.bool_(True),  # DiscoverRemoteSystems of some known subnet
         some(state.known_ip),
@@ -168,17 +168,22 @@ def random(state: State, network: Network, rules: Rules, streams: Array) -> Prop
     return Proposal(kind, jnp.where(discovers, subnet, -1), options, state.memory)
 
 
-def note(proposal: Proposal, host: Array) -> RedMemory:
-    """The memory once the host is known (i32 [], any value where the action has none)."""
+def note_entry(proposal: Proposal, host: Array) -> RedMemory:
+    """B_line keeps the host of its first scan."""
+    memory = proposal.memory
+    drawn = (memory.entry < 0) & (proposal.kind == SCAN)
+    return dataclasses.replace(memory, entry=jnp.where(drawn, host.astype(jnp.int16), memory.entry))
+
+
+def note_target(proposal: Proposal, host: Array) -> RedMemory:
+    """Meander counts a host as done with before it knows how the action ends."""
     memory, kind = proposal.memory, proposal.kind
     host = jnp.maximum(host, 0)
     place = bit(host, memory.scanned.shape[0])
-    here = host.astype(jnp.int16)
-    none = jnp.int16(-1)
+    here, none = host.astype(jnp.int16), jnp.int16(-1)
     escalates, exploits = kind == ESCALATE, kind == EXPLOIT
     return dataclasses.replace(
         memory,
-        entry=jnp.where((memory.entry < 0) & (kind == SCAN), here, memory.entry),  # B_line's first scan
         scanned=memory.scanned | keep(place, kind == SCAN),
         escalated=memory.escalated | keep(place, escalates),
         exploited=memory.exploited | keep(place, exploits),
@@ -187,4 +192,28 @@ def note(proposal: Proposal, host: Array) -> RedMemory:
     )
 
 
-AGENTS: dict[str, Agent] = {"bline": bline, "meander": meander, "sleep": sleep, "random": random}
+def note_nothing(proposal: Proposal, host: Array) -> RedMemory:
+    del host
+    return proposal.memory
+
+
+class Agent(NamedTuple):
+    """A scripted red agent. Agents write different fields of the memory, so all may note what one of them does."""
+
+    propose: Callable[[State, Network, Rules, Sequence[Array]], Proposal]  # the last: random words by stream
+    note: Callable[[Proposal, Array], RedMemory]  # the memory once the host is known (i32 [], any value where none)
+
+
+AGENTS: dict[str, Agent] = {
+    "bline": Agent(bline, note_entry),
+    "meander": Agent(meander, note_target),
+    "sleep": Agent(sleep, note_nothing),
+    "random": Agent(random, note_nothing),
+}
+
+
+def note(proposal: Proposal, host: Array, agents: Sequence[Agent]) -> RedMemory:
+    """The memory after a proposal was carried out against `host`."""
+    for agent in agents:
+        proposal = dataclasses.replace(proposal, memory=agent.note(proposal, host))
+    return proposal.memory

@@ -10,8 +10,9 @@ from flax import struct
 from envs_jax.core import EnvParams
 from envs_jax.registry import nearest
 from envs_jax.security.cyborg.bits import row, unpack
-from envs_jax.security.cyborg.moves import PATCH, RESTORE, BlueMove
+from envs_jax.security.cyborg.blue import PATCH, RESTORE, BlueMove
 from envs_jax.security.cyborg.network import Network
+from envs_jax.security.cyborg.records import Setup
 from envs_jax.security.cyborg.rules import Rules
 from envs_jax.security.cyborg.state import State
 
@@ -70,7 +71,7 @@ def reward_parts(state: State, blue: BlueMove, params: CyborgParams, rules: Rule
     down = jnp.where(state.service_alive, 0, params.service_cost)
     restore = jnp.where(blue.kind == RESTORE, params.restore_cost, 0)
     patch = jnp.where(blue.kind == PATCH, params.patch_cost, 0)
-    isolation = host_sum(network.isolation_cost, state.isolated)
+    isolation = host_sum(network.isolation_cost, state.isolated) if rules.extension else jnp.int32(0)
     parts = [lost, down, restore + patch, isolation]
     return RewardParts(-points(sum(parts)), *(-points(part) for part in parts))  # type: ignore[arg-type]
 
@@ -79,7 +80,7 @@ def potential(state: State, params: CyborgParams) -> Array:
     """f32 []: minus the value of hosts with any session, minus a charge while the jewel is known to red."""
     network = params.network
     value = points(host_sum(network.confidentiality, state.held))
-    exposed = row(state.ports, network.jewel) != 0
+    exposed = Setup(row(state.setup, network.jewel)).ports != 0
     return -value - jnp.where(exposed, params.exposure_cost, 0.0)
 
 

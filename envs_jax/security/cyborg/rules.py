@@ -30,6 +30,7 @@ class Rules:
     fix_analyse_stale: bool = False  # Remove deletes the malware file too, once no session is left
     fix_stale_ports: bool = False  # Restore makes red's record of the host's ports void, and the scripts scan again
 
+    extension: bool = False  # whether Patch, Isolate and Unisolate exist; off, their code is left out
     restore_unpatches: bool = True  # Restore brings back the unpatched services of the backup image
     allow_isolate_foothold: bool = False  # whether red's first host may be cut off
     patch_steps: int = 1  # a patch takes effect after so many steps, the host's services being down before

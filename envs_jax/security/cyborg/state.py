@@ -10,10 +10,10 @@ from flax import struct
 
 from envs_jax.security.cyborg.bits import bit, keep, put
 from envs_jax.security.cyborg.network import Network
+from envs_jax.security.cyborg.records import ONE_PRIVILEGED, Sessions
 
 Array = jax.Array
 
-REMOVABLE, STICKY, PRIVILEGED = range(3)  # kinds of red sessions: blue can kill it; blue cannot; root or SYSTEM
 FALSE, TRUE, UNKNOWN = range(3)  # what an action reports
 
 
@@ -35,14 +35,12 @@ class RedMemory:
 
 @struct.dataclass
 class State:
-    """One game. N hosts, W words of a host set (see `bits`). About 200 bytes for 13 hosts."""
+    """One game. N hosts, W words of a host set (see `bits`). About 210 bytes for 13 hosts."""
 
-    sessions: Array  # i16 [N, 3]; red sessions by kind: removable, sticky, privileged
+    sessions: Array  # u32 [N]; red's sessions, see `records.Sessions`
+    setup: Array  # u32 [N]; red's record of ports, decoys and patches, see `records.Setup`
     held: Array  # u32 [W]; hosts with any session
     rooted: Array  # u32 [W]; hosts with a privileged session
-    ports: Array  # u8 [N]; modelled ports red recorded at its last scan
-    decoys: Array  # u8 [N]; bit order of `catalogue.DECOYS`
-    patched: Array  # u8 [N]; exploits the host is immune to
     patch_ready: Array  # i16 [N]; first step after a patch under way; [0] unless patches take time
     malware: Array  # u32 [W]
     isolated: Array  # u32 [W]
@@ -88,9 +86,7 @@ def initial_state(
     num_hosts, words = network.num_hosts, network.num_words
     foothold = bit(network.foothold, words)
     nothing = jnp.zeros(words, jnp.uint32)
-    bytes_ = jnp.zeros(num_hosts, jnp.uint8)
-    at_foothold = (jnp.arange(num_hosts, dtype=jnp.int32) == network.foothold).astype(jnp.int16)
-    none = jnp.zeros(num_hosts, jnp.int16)
+    at_foothold = jnp.arange(num_hosts, dtype=jnp.int32) == network.foothold
     memory = RedMemory(
         pointer=jnp.int16(0),
         history=jnp.zeros(-(-network.script.shape[0] // 32), jnp.uint32),
@@ -104,12 +100,10 @@ def initial_state(
         last_exploit=jnp.int16(-1),
     )
     return State(
-        sessions=jnp.stack([none, none, at_foothold], axis=-1),
+        sessions=jnp.where(at_foothold, jnp.uint32(ONE_PRIVILEGED), jnp.uint32(0)),
+        setup=jnp.zeros(num_hosts, jnp.uint32),
         held=foothold,
         rooted=foothold,
-        ports=bytes_,
-        decoys=bytes_,
-        patched=bytes_,
         patch_ready=jnp.zeros(num_hosts if timed_patches else 0, jnp.int16),
         malware=nothing,
         isolated=nothing,
@@ -135,11 +129,11 @@ def initial_state(
     )
 
 
-def set_sessions(state: State, host: Array, place: Array, counts: Array) -> State:
-    """Writes one host's session counts `[3]` and keeps the two sets that summarise them; `place` is `bit(host)`."""
+def set_sessions(state: State, host: Array, place: Array, sessions: Sessions) -> State:
+    """Writes one host's sessions and keeps the two sets that summarise them; `place` is `bit(host)`."""
     return dataclasses.replace(
         state,
-        sessions=put(state.sessions, host, counts),
-        held=(state.held & ~place) | keep(place, (counts != 0).any()),
-        rooted=(state.rooted & ~place) | keep(place, counts[PRIVILEGED] != 0),
+        sessions=put(state.sessions, host, sessions.word),
+        held=(state.held & ~place) | keep(place, sessions.any),
+        rooted=(state.rooted & ~place) | keep(place, sessions.privileged),
     )
