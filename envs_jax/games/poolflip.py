@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs_jax.core import Array, Environment, EnvParams, TimeStep, time_step
+from envs_jax.core import Array, Environment, EnvParams, TimeStep, constant, positive_integer, time_step
 from envs_jax.registry import nearest
 from envs_jax.spaces import Box, Discrete, Space
 
@@ -47,13 +47,13 @@ class PoolFlipState:
 
 @struct.dataclass
 class PoolFlipParams(EnvParams):
-    """Costs are in units of FlipIt: 1 = the whole pool's share of one resource owned for one tick."""
+    """Costs are in the unit of FlipIt: 1 = one resource (of R equal ones) owned for one tick."""
 
     flip_cost: Array  # f32 [A, R]
     check_cost: Array  # f32 [A, R]
     value: Array  # f32 [R]; relative worth of the resources, any positive scale
-    control_floor: Array  # f32 []; tau of the utility "ownership_floor"
-    floor_penalty: Array  # f32 []; kappa of the utility "ownership_floor"
+    control_floor: Array = constant(0.5)  # f32 []; tau of the utility "ownership_floor"
+    floor_penalty: Array = constant(1.0)  # f32 []; kappa of the utility "ownership_floor"
     flip_success: Array | None = None  # f32 [A]; probability that a flip takes effect; None: certain, nothing is drawn
 
 
@@ -111,16 +111,14 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
         mask_known_flips: bool = False,
         flip_success: float | Sequence[float] = 1.0,
     ):
-        for name, value in (("num_resources", num_resources), ("horizon", horizon)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         _check_choice("observation_mode", observation_mode, self.observation_modes)
         _check_choice("tie", tie, TIES)
         _check_choice("utility", utility, UTILITIES)
         success = np.asarray(flip_success, np.float32)
         if success.shape not in ((), (self.num_agents,)) or not np.all((success >= 0.0) & (success <= 1.0)):
             raise ValueError(f"flip_success must be one probability or one per agent, got {flip_success!r}")
-        self.num_resources, self.horizon, self.max_steps = num_resources, horizon, horizon
+        self.num_resources = positive_integer("num_resources", num_resources)
+        self.horizon = self.max_steps = positive_integer("horizon", horizon)
         self.flip_success = None if np.all(success == 1.0) else np.broadcast_to(success, (self.num_agents,))
         self.observation_mode, self.tie, self.utility = observation_mode, tie, utility
         self.mask_known_flips = mask_known_flips
@@ -136,8 +134,6 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
             flip_cost=jnp.full(shape, 4.0, jnp.float32),
             check_cost=jnp.full(shape, 1.0, jnp.float32),
             value=jnp.ones(self.num_resources),
-            control_floor=jnp.float32(0.5),
-            floor_penalty=jnp.float32(1.0),
             flip_success=None if self.flip_success is None else jnp.asarray(self.flip_success),
         )
 
@@ -292,7 +288,7 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
         return time_step(
             self.observe(state),
             self.reward(own, cost, owned, params),
-            truncated=state.time >= self.horizon,
+            truncated=self.time_is_up(state.time),
             legal_actions=self._legal_actions(state) if self.mask_known_flips else None,
             info=info,
         )
