@@ -50,7 +50,9 @@ def random_actions(seed: int, num_resources: int, *shape: int) -> np.ndarray:
 # Rules.
 
 
-@pytest.mark.parametrize("num_resources", range(1, 11))
+@pytest.mark.parametrize(
+    "num_resources", [1, 3, 10, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 4, 5, 6, 7, 8, 9))]
+)
 def test_actions_name_a_move_and_a_resource(num_resources):
     env = PoolFlip(num_resources, horizon=4)
     params = env.default_params
