@@ -86,9 +86,8 @@ def full_mask(state: State, network: Network, rules: Rules, all_legal: bool = Fa
             for kind, flag in ((PATCH, unpatched), (ISOLATE, open_), (UNISOLATE, isolated)):
                 legal = legal | flag.astype(jnp.uint32) << kind
     legal = once(jnp.where(exists, legal, jnp.uint32(0)))
-    kinds = jnp.arange(num_kinds, dtype=jnp.uint32)
-    mask = (legal[None, :] >> kinds[:, None]) & 1 == 1
-    return jnp.concatenate([jnp.ones(2, bool), mask.reshape(-1)])
+    by_kind = [(legal >> kind) & 1 == 1 for kind in range(num_kinds)]
+    return jnp.concatenate([jnp.ones(2, bool), *by_kind])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

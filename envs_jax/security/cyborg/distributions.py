@@ -134,7 +134,7 @@ def _figures(name: str, cell: dict[str, Any], played: dict[str, np.ndarray]) -> 
         own = float(sample.std(ddof=1) / math.sqrt(len(sample))) if len(sample) > 1 else 0.0
         figures.append(_figure(name, label, float(sample.mean()), value, math.hypot(own, error)))
 
-    def share(label: str, hits: np.ndarray, value: float) -> None:
+    def share(label: str, hits: Any, value: float) -> None:
         pooled = (hits.sum() + value * theirs) / (ours + theirs)
         error = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / ours + 1 / theirs))
         figures.append(_figure(name, label, float(hits.mean()), value, error))

@@ -1,7 +1,7 @@
 """Networks as tables of fixed shape, and the network of CAGE Challenge 2.
 
 Letters: N hosts (padded), S subnets (at most 32), W = words of a host set, L addresses a host knows, P pointers of the
-B_line script. Nothing is N x N.
+B_line script, V = `VALUE_BITS`. Nothing is N x N.
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ ENTRY, ENTRY_LINK = -1, -2
 _TARGET_OFFSET = 2
 
 MAX_SUBNETS = 32
+VALUE_BITS = 6
 
 
 @struct.dataclass
 class Network:
-    """One network. Subnet 0 is red's; ids grow with the distance from it. Values are in tenths of a reward point."""
+    """One network. Subnet 0 is red's; ids grow with the distance from it.
+
+    Values are in tenths of a reward point and kept by their bits: plane v holds the hosts whose value has bit v set.
+    """
 
     profile: Array  # u32 [N]; what runs on the host, see `catalogue.Profile`
     subnet: Array  # i8 [N]
-    confidentiality: Array  # i16 [N]; paid per step while red is privileged there
-    isolation_cost: Array  # i16 [N]; paid per step while isolated
+    confidentiality: Array  # u32 [V, W]; paid per step while red is privileged there
+    isolation_cost: Array  # u32 [V, W]; paid per step while isolated
     links: Array  # i16 [N, L]; addresses red learns by escalating there, -1 for none
     members: Array  # u32 [S, W]; the subnet's hosts
     pivots: Array  # u32 [S, W]; those a session on which counts for routes
@@ -130,7 +134,8 @@ def assemble(
     """Derives a network's masks and script from its plain description.
 
     Args:
-        profile, subnet, confidentiality, isolation_cost, links: as in `Network`.
+        profile, subnet, links: as in `Network`.
+        confidentiality, isolation_cost: i32 `[N]`, tenths of a point, at most 63.
         exists, pivots, green_targets: bool `[N]`.
         opens: bool `[S, S]`, `opens[a, b]`: a session in subnet a opens the way into b.
         foothold, jewel: i32 [].
@@ -147,8 +152,8 @@ def assemble(
     return Network(
         profile=profile.astype(jnp.uint32),
         subnet=subnet.astype(jnp.int8),
-        confidentiality=confidentiality.astype(jnp.int16),
-        isolation_cost=isolation_cost.astype(jnp.int16),
+        confidentiality=_planes(confidentiality),
+        isolation_cost=_planes(isolation_cost),
         links=links.astype(jnp.int16),
         members=pack(in_subnet),
         pivots=pivot_masks,
@@ -161,6 +166,11 @@ def assemble(
         script=script,
         script_end=jnp.asarray(script_end, jnp.int32),
     )
+
+
+def _planes(values: Array) -> Array:
+    places = jnp.arange(VALUE_BITS, dtype=jnp.int32)
+    return pack((values.astype(jnp.int32)[None, :] >> places[:, None]) & 1 == 1)
 
 
 HOSTS = ("Defender", "Enterprise0", "Enterprise1", "Enterprise2", "Op_Host0", "Op_Host1", "Op_Host2", "Op_Server0",

@@ -9,7 +9,7 @@ from flax import struct
 
 from envs_jax.core import EnvParams
 from envs_jax.registry import nearest
-from envs_jax.security.cyborg.bits import row, unpack
+from envs_jax.security.cyborg.bits import once, row
 from envs_jax.security.cyborg.blue import PATCH, RESTORE, BlueMove
 from envs_jax.security.cyborg.network import Network
 from envs_jax.security.cyborg.records import Setup
@@ -58,10 +58,11 @@ def points(tenths: Array) -> Array:
     return (tenths // 10).astype(jnp.float32) + row(_TENTHS, tenths % 10)
 
 
-def host_sum(values: Array, hosts: Array) -> Array:
-    """i32 []: the sum of i16 `[N]` over a set of hosts."""
-    members = unpack(hosts, values.shape[0])
-    return jnp.sum(jnp.where(members, values.astype(jnp.int32), 0), dtype=jnp.int32)
+def host_sum(planes: Array, hosts: Array) -> Array:
+    """i32 []: the sum of a value over a set of hosts u32 `[W]`; the value is given by its bits, u32 `[V, W]`."""
+    ones = jax.lax.population_count(planes & hosts[None, :]).astype(jnp.int32)
+    weights = jnp.asarray([[1 << place] for place in range(planes.shape[0])], jnp.int32)
+    return once(jnp.sum(ones * weights, dtype=jnp.int32))
 
 
 def reward_parts(state: State, blue: BlueMove, params: CyborgParams, rules: Rules) -> RewardParts:
