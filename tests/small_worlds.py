@@ -98,33 +98,25 @@ class OneStep(Environment):
         return Discrete(2)
 
 
-class Recall(OneStep):
-    """The sign is shown in the first step only and pays, if the action matches it, in the third step only."""
+@struct.dataclass
+class RecallParams(EnvParams):
+    length: jax.Array = constant(4, jnp.int32)  # steps of an episode, at most 4
 
-    max_steps = 3
+
+class Recall(OneStep):
+    """The sign is shown in the first step only and pays, if the action matches it, in the last step only."""
+
+    max_steps = 4
+    default_params = property(lambda self: RecallParams())
+
+    def step(self, key, state, action, params):
+        last = state.step == params.length - 1
+        reward = jnp.where(last, state.hidden * (2.0 * action - 1.0), 0.0)
+        state = WorldState(state.hidden, state.step + 1)
+        return state, time_step(self.observe(state), reward, last)
 
     def observe(self, state):
         return jnp.where(state.step == 0, state.hidden, 0.0)[None]
-
-    def reward(self, state, action):
-        match = state.hidden * (2.0 * action - 1.0)
-        return jnp.where(state.step == self.max_steps - 1, match, 0.0)
-
-
-class HiddenSign(OneStep):
-    """The reward is a sign that only the critic sees."""
-
-    def observe(self, state):
-        return jnp.zeros(1, jnp.float32)
-
-    def reward(self, state, action):
-        return state.hidden
-
-    def show(self, state, reward):
-        return super().show(state, reward).replace(critic_observation=jnp.stack([state.hidden, -state.hidden]))
-
-    def critic_observation_space(self, params):
-        return Box(-1.0, 1.0, (2,))
 
 
 class BrightCorner(OneStep):
@@ -142,26 +134,35 @@ class BrightCorner(OneStep):
 
 
 class MaskedPairs(OneStep):
-    """Two components with 2 and 3 values. The greatest value of each pays most, and is legal by the sign.
+    """Two components with 2 and 3 values. The greatest value of each pays most, and is legal for the sign +1 only.
 
-    Reward = (a_0 + a_1) / 3; -10 for what is illegal. Both greatest values are legal for the sign +1 (best reward 1),
-    neither for -1 (best reward 1/3).
+    Reward = (a_0 + a_1) / 3 + bonus, so at best 1 or 1/3 without the bonus; -10 for what is illegal. The bonus of +-5
+    is seen by the critic alone.
     """
 
+    def draw(self, key):
+        return jax.random.rademacher(key, (2,), jnp.float32)  # sign, bonus / 5
+
     def observe(self, state):
-        return state.hidden[None]
+        return state.hidden[:1]
+
+    def show(self, state, reward):
+        return super().show(state, reward).replace(critic_observation=jnp.tile(state.hidden, 2))
 
     def legal(self, state):
-        positive = state.hidden > 0
+        positive = state.hidden[0] > 0
         return jnp.stack([True, positive, True, True, positive])
 
     def reward(self, state, action):
         mask = self.legal(state)
         allowed = mask[action[0]] & mask[2 + action[1]]
-        return jnp.where(allowed, jnp.sum(action) / 3.0, -10.0)
+        return jnp.where(allowed, jnp.sum(action) / 3.0 + 5.0 * state.hidden[1], -10.0)
 
     def action_space(self, params):
         return MultiDiscrete((2, 3))
+
+    def critic_observation_space(self, params):
+        return Box(-1.0, 1.0, (4,))
 
 
 class Target(OneStep):
