@@ -120,7 +120,7 @@ def render(
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or a sweep's.")],
     out: Annotated[Path, typer.Option(help="A .png, .svg or .pdf file.")],
-    metric: Annotated[str, typer.Option(help="A column of metrics.jsonl.")] = "episode/return",
+    metric: Annotated[str | None, typer.Option(help="A column of metrics.jsonl; evaluation/return by default.")] = None,
 ) -> None:
     """Draw learning curves."""
     with _errors():

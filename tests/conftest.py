@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -14,11 +17,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     flag = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
-# Off unless asked for: a program found in the cache would hide what compiles now, and how long that takes.
-cache = os.environ.get("JAXRL_TEST_CACHE")
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true" if cache else "false"
-if cache:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+# Many tests build the same program: it compiles once for the whole session, in a folder that the session's worker
+# processes share and that goes with it. JAXRL_TEST_CACHE names one that stays; tests of compilation itself turn it off.
+if "JAXRL_TEST_CACHE" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="jaxrl-test-cache-")
+    os.environ["JAXRL_TEST_CACHE"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAXRL_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "true")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -62,11 +62,7 @@ def test_what_is_not_finite_is_told_apart_from_nothing(path):
     np.testing.assert_array_equal(read_metrics(path)["approx_kl"], [np.inf, np.nan, np.nan])
 
 
-@pytest.mark.parametrize("value", [np.nan, jnp.inf, -np.inf, 1e39])
-def test_a_loss_that_is_not_finite_is_refused_and_nothing_is_written(path, value):
-    with pytest.raises(ValueError, match=r"loss/policy is -?(nan|inf) at update 7"):
-        write(path, {"update": 7, "loss/policy": value})
-    assert path.read_bytes() == b""
+def test_what_is_no_number_is_refused(path):
     for value in ("ppo", np.zeros(2), [1.0]):
         with pytest.raises(ValueError, match="metric name must be a number"):
             write(path, {"name": value})

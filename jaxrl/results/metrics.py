@@ -70,14 +70,11 @@ def plain_row(row: Row) -> dict[str, Any]:
     `read_metrics` understands.
 
     Raises:
-        ValueError: a value is no number, or one of `loss/...` is not finite.
+        ValueError: a value is no number.
     """
     plain = {name: _plain(name, value) for name, value in row.items()}
     if plain.get("episode/count") == 0:
         plain |= {name: None for name in plain if name.startswith("episode/") and name != "episode/count"}
-    for name, value in plain.items():
-        if name.startswith("loss/") and isinstance(value, str):
-            raise ValueError(f"{name} is {value} at update {plain.get('update', '?')}")
     return plain
 
 

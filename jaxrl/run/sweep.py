@@ -40,13 +40,15 @@ class SweepResult:
     members: list[Member]
 
     def table(self, metric: str = "evaluation/return") -> list[dict[str, Any]]:
-        """One row per grid point, best first: its settings, the mean over seeds and a 95 % bootstrap interval."""
+        """One row per grid point, best first: its settings, mean over seeds, 95 % bootstrap interval."""
         rows = []
         for settings, members in itertools.groupby(self.members, key=lambda member: member.settings):
-            finals = [_last(member.rows, metric) for member in members]
-            mean, low, high = mean_interval(np.asarray(finals))
-            rows.append(settings | {"mean": mean, "low": low, "high": high, "seeds": len(finals)})
-        return sorted(rows, key=lambda row: -row["mean"])
+            finals = np.array([_last(member.rows, metric) for member in members])
+            finite = finals[np.isfinite(finals)]
+            mean, low, high = map(float, mean_interval(finite) if len(finite) else (np.nan,) * 3)
+            rows.append(settings | {"mean": mean, "low": low, "high": high, "seeds": len(finite)})
+            rows[-1]["diverged"] = len(finals) - len(finite)
+        return sorted(rows, key=lambda row: -np.nan_to_num(row["mean"], nan=-np.inf))
 
 
 def plan(run: RunConfig, grid: Mapping[str, Sequence[Any]], seeds: int | Sequence[int]) -> list[Member]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import math
 import resource
 import shutil
 import signal
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl.results.metrics import MetricsWriter, TensorBoardWriter, Writer, truncate
+from jaxrl.results.metrics import MetricsWriter, TensorBoardWriter, Writer, plain_row, truncate
 from jaxrl.run.checkpoint import CheckpointWriter, restore_newest, write_json
 from jaxrl.run.folder import RunFolder
 from jaxrl.run.host import HostProgram
@@ -27,7 +27,7 @@ from jaxrl.run.program import Program
 from jaxrl.run.progress import Progress
 from jaxrl.types import PyTree
 
-Row = dict[str, float | int | None]
+Row = dict[str, Any]  # numbers, None, and the text "nan" or "inf", as they stand in metrics.jsonl
 
 
 class TrainingStopped(Exception):
@@ -102,29 +102,40 @@ class Training:
         if run.log.tensorboard:
             purge = self.position.update * program.agent.steps_per_update
             self._events = [TensorBoardWriter(member.tensorboard, purge or None) for member in self.members]
-        evaluates = program.evaluates
-        with _StopRequest() as stop, self.progress:
+        with contextlib.closing(self), _StopRequest() as stop, self.progress:
             self.progress.start(run.num_updates, self.position.update)
             while self.position.update < run.num_updates:
-                begin = time.perf_counter()
-                state, metrics = program.chunk(state)
-                rows = self._rows(jax.device_get(metrics))
-                seconds = time.perf_counter() - begin
-                self._check_finite(rows)
-                self.position.update += run.chunk
-                last = self.position.update == run.num_updates
-                improved = False
-                if evaluates and (last or _due(self.position.update, run.evaluation.every)):
-                    improved = self._evaluate(state, rows)
-                self._record(rows, seconds)
-                if last or improved or stop.requested or _due(self.position.update, run.checkpoint.every):
-                    self._save(state, improved)
-                if stop.requested and not last:
-                    self._finish()
-                    raise TrainingStopped(
-                        f"stopped at update {self.position.update} of {run.num_updates}{self._how_to_resume()}"
-                    )
-            self._finish()
+                state = self._advance(state, stop)
+                if stop.requested and self.position.update < run.num_updates:
+                    where = f"stopped at update {self.position.update} of {run.num_updates}"
+                    raise TrainingStopped(where + self._how_to_resume())
+        return state
+
+    def close(self) -> None:
+        """Waits for the last checkpoint, raises what went wrong in it, and closes the logs."""
+        try:
+            if self._saver is not None:
+                self._saver.wait()
+        finally:
+            for writer in (*self._writers, *self._events):
+                writer.close()
+
+    def _advance(self, state: PyTree, stop: _StopRequest) -> PyTree:
+        """One chunk, and what is due after it."""
+        run = self.program.run
+        begin = time.perf_counter()
+        state, metrics = self.program.chunk(state)
+        rows = self._rows(jax.device_get(metrics))
+        seconds = time.perf_counter() - begin
+        self._check_finite(rows)
+        self.position.update += run.chunk
+        last = self.position.update == run.num_updates
+        improved = False
+        if self.program.evaluates and (last or _due(self.position.update, run.evaluation.every)):
+            improved = self._evaluate(state, rows)
+        self._record(rows, seconds)
+        if last or improved or stop.requested or _due(self.position.update, run.checkpoint.every):
+            self._save(state, improved)
         return state
 
     def _rows(self, metrics: dict[str, np.ndarray]) -> list[list[Row]]:
@@ -139,24 +150,22 @@ class Training:
             for i in range(num_rows):
                 update = self.position.update + (i + 1) * run.log.every
                 row: Row = {"update": update, "env_steps": update * self.program.agent.steps_per_update}
-                row |= {name: _number(values[member, i]) for name, values in metrics.items()}
-                if row.get("episode/count") == 0:  # no episode ended: there is no mean
-                    row |= {name: None for name in row if name.startswith("episode/") and name != "episode/count"}
-                rows.append(row)
+                row |= {name: values[member, i] for name, values in metrics.items()}
+                rows.append(plain_row(row))
             result.append(rows)
         return result
 
     def _check_finite(self, rows: list[list[Row]]) -> None:
-        for member, member_rows in enumerate(rows):
-            for row in member_rows:
-                for name, value in row.items():
-                    if name.startswith("loss/") and value is not None and not math.isfinite(value):
-                        who = f" of member {member}" if self.program.batched else ""
-                        self._finish()
-                        raise NotFinite(
-                            f"{name}{who} is {value} at update {row['update']}; the last good checkpoint is kept. "
-                            "Try a smaller hparams.learning_rate, or run with --debug to find the operation"
-                        )
+        """Stops a single run whose loss is not finite; a member of a sweep goes on beside the others."""
+        if self.program.batched:
+            return
+        for row in rows[0]:
+            for name, value in row.items():
+                if name.startswith("loss/") and isinstance(value, str):
+                    raise NotFinite(
+                        f"{name} is {value} at update {row['update']}; the last good checkpoint is kept. "
+                        "Try a smaller hparams.learning_rate, or run with --debug to find the operation"
+                    )
 
     def _evaluate(self, state: PyTree, rows: list[list[Row]]) -> bool:
         """Adds the evaluation to each member's last row; tells whether its mean is the best so far."""
@@ -208,12 +217,6 @@ class Training:
         then = (lambda: write_json(file, best)) if improved else None
         self._saver.save(state, self.position.update, dataclasses.asdict(self.position), then)
 
-    def _finish(self) -> None:
-        if self._saver is not None:
-            self._saver.wait()
-        for writer in (*self._writers, *self._events):
-            writer.close()
-
     def _how_to_resume(self) -> str:
         return (
             ""
@@ -227,11 +230,6 @@ _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
-
-
-def _number(value: np.generic) -> float | int:
-    """A Python number that prints as short as the f32 it came from."""
-    return int(value) if np.issubdtype(value.dtype, np.integer) else float(str(value))
 
 
 def _due(update: int, every: int) -> bool:
