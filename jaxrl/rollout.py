@@ -69,7 +69,9 @@ class EpisodeParams:
 def start_rollout(
     env: Environment, policy: Policy, policy_params: PyTree, env_params: EnvParams, key: Array, num_envs: int
 ) -> Rollout:
-    """Resets B = `num_envs` environments; consumes `key`."""
+    """Resets B = `num_envs` environments; consumes `key`. ValueError where they do not fill `env.num_groups` evenly."""
+    if env.num_groups and num_envs % env.num_groups:
+        raise ValueError(f"num_groups={env.num_groups} must divide num_envs = {num_envs}")
     keys = jax.random.split(key, (3, num_envs))
     params = EpisodeParams(env, env_params)
     drawn = params.draw(keys[0])
@@ -149,9 +151,7 @@ def unroll(
             )
 
         def go_on() -> Rollout:
-            return Rollout(
-                rollout.drawn_params, state, after, carry, episode_return, episode_length, discounted_return
-            )
+            return Rollout(rollout.drawn_params, state, after, carry, episode_return, episode_length, discounted_return)
 
         # One condition for all environments and for all members of a sweep: a step at which no episode ends, nearly
         # every one where all episodes are equally long, computes no reset.

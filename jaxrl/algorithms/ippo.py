@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from envs_jax.core import Environment, EnvSpec
+from envs_jax.core import Environment
 from envs_jax.versus import Versus
 from jaxrl import algorithms
 from jaxrl.parts.roles import play_together
@@ -49,8 +49,7 @@ def make_independent(recipe: Recipe, config: Any, env: Environment) -> Algorithm
         raise ValueError(f"self-play needs a game of two roles or more, {type(game).__name__} has {num_roles}")
     roles = game.roles or tuple(str(i) for i in range(num_roles))
     learner = recipe.make(config, dataclasses.replace(game.spec(game.default_params), num_agents=1))
-    assert learner.policy and learner.start and learner.act and learner.learn
-    both = play_together((learner.start, learner.act))
+    both = play_together((learner.start, learner.act))  # type: ignore[arg-type]
 
     def game_params(data: Data) -> Any:
         return data.env_params.game if one_role else data.env_params
@@ -104,9 +103,7 @@ def by_role(batch: Batch, num_roles: int) -> Batch:
     moved: Transition = jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf, 2, 0), dataclasses.replace(steps, terminated=None, truncated=None)
     )
-    transitions = dataclasses.replace(
-        moved, terminated=repeated(steps.terminated), truncated=repeated(steps.truncated)
-    )
+    transitions = dataclasses.replace(moved, terminated=repeated(steps.terminated), truncated=repeated(steps.truncated))
     stats = EpisodeStats(batch.stats.return_sum, repeated(batch.stats.length_sum), repeated(batch.stats.count))
     carry, discounted_return = jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf, 1, 0), (batch.carry, batch.discounted_return)

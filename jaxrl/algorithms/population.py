@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from envs_jax.core import Environment, EnvParams
 from envs_jax.versus import Versus, VersusParams
 from jaxrl.loop import reduce_metrics, scan_updates
-from jaxrl.parts.bank import Member, choose_member, flip_roles
+from jaxrl.parts.bank import Member, choose_member, flip_roles, take
 from jaxrl.parts.roles import play_together, systematic_draw
 from jaxrl.rollout import Episodes, episodes, start_rollout
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree
@@ -189,6 +188,85 @@ class Population:
         """
         return played.episode_return / self.max_steps
 
+    def play_mixture(
+        self,
+        role: int,
+        members: Member,
+        opponents: Member,
+        weights: Array,
+        game_params: EnvParams,
+        key: Array,
+        num_episodes: int | None = None,
+    ) -> dict[str, Array]:
+        """What members earn against a mixed strategy: every opponent is met in the same episodes, none is drawn.
+
+        Args:
+            role: of the members, 0 or 1.
+            members: leaves `[P, ...]`.
+            opponents: of the other role, leaves `[M, ...]`.
+            weights: f32 `[M]`, sum 1.
+            game_params: of the game.
+            key: of the episodes.
+            num_episodes: E; None: the population's.
+
+        Returns:
+            `utility` and the entries of `TimeStep.info`, f32 `[P, E, 2]` (both roles), averaged over the opponents.
+            Their spread over E gives the standard error, up to that between starts of the opponents.
+        """
+
+        def meet(opponent: Member) -> dict[str, Array]:
+            num_members = members.learned.shape[0]
+            others = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_members, *leaf.shape)), opponent)
+            pairs = (members, others) if role == 0 else (others, members)
+            played = self.play(*pairs, game_params, key, num_episodes)
+            return {"utility": self.utility(played)} | played.info
+
+        return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), jax.vmap(meet)(opponents))
+
+    def exploitability(
+        self,
+        key: Array,
+        hparams: PyTree,
+        game_params: EnvParams,
+        bank: Member,
+        strategies: Array,
+        *,
+        num_restarts: int = 3,
+        num_updates: int | None = None,
+        num_episodes: int = 1024,
+    ) -> dict[str, Array]:
+        """What fresh best responses earn against the mixed strategies: a lower bound of their exploitability.
+
+        Args:
+            key: consumed.
+            hparams: of the oracle; its schedules should end with `num_updates`.
+            game_params: of the game.
+            bank: leaves `[2, M, ...]`.
+            strategies: f32 `[2, M]`.
+            num_restarts: best responses per role; the better one counts.
+            num_updates: of each; None: twice the population's.
+            num_episodes: E, per restart and opponent; the restart is chosen and rated in the same ones.
+
+        Returns:
+            `utility` f32 `[2]`, what the best response of each role earns against the other role's mixture, and
+            `standard_error` `[2]` of it. In a zero-sum game the sum of the utilities is the NashConv of the mixtures,
+            as far as the responses are best.
+        """
+        key_train, key_play = jax.random.split(key)
+        train = lambda key: self.best_responses(  # noqa: E731
+            key, hparams, game_params, bank, strategies, num_updates or 2 * self.num_updates
+        )[0]
+        responses = jax.vmap(train)(jax.random.split(key_train, num_restarts))
+        means, errors = [], []
+        for role in (0, 1):
+            mine, other = take(responses, (slice(None), role)), take(bank, 1 - role)
+            played = self.play_mixture(role, mine, other, strategies[1 - role], game_params, key_play, num_episodes)
+            utility = played["utility"][:, :, role]
+            best = jnp.argmax(jnp.mean(utility, axis=1))
+            means.append(jnp.mean(utility[best]))
+            errors.append(jnp.std(utility[best]) / math.sqrt(num_episodes))
+        return {"utility": jnp.stack(means), "standard_error": jnp.stack(errors)}
+
     def _train_single(self, key: Array, hparams: PyTree, params: VersusParams, num_updates: int) -> tuple:
         """One oracle; every environment draws its own opponent."""
         state = self.oracle.init(key, hparams, Data(params))
@@ -201,7 +279,7 @@ class Population:
 
         def draw(key: Array) -> PyTree:
             chosen = systematic_draw(key, params.weights, self.num_groups)
-            return jax.tree.map(lambda leaf: leaf[chosen], params.opponents)
+            return take(params.opponents, chosen)
 
         def data(opponents: PyTree) -> Data:
             repeated = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (self.num_groups, *leaf.shape)), game)
@@ -227,8 +305,6 @@ class Population:
         opponents = draw(key_draw)
         state = oracle.init(key_init, hparams, data(opponents))
         num_envs = state.rollout.episode_length.shape[0]
-        if num_envs % self.num_groups:
-            raise ValueError(f"num_groups={self.num_groups} must divide the oracle's num_envs = {num_envs}")
         # Updates until all episodes are at their start again.
         period = math.lcm(oracle.steps_per_update // num_envs, self.max_steps) * num_envs // oracle.steps_per_update
         (state, _), metrics = jax.lax.scan(update, (state, opponents), jnp.arange(num_updates))

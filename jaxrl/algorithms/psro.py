@@ -21,7 +21,7 @@ from envs_jax.registry import nearest
 from envs_jax.versus import Versus
 from jaxrl import algorithms
 from jaxrl.algorithms.population import Population
-from jaxrl.parts.bank import Member, append
+from jaxrl.parts.bank import Member, append, take
 from jaxrl.parts.meta_game import (
     best_response_gains,
     deviation_payoffs,
@@ -32,7 +32,6 @@ from jaxrl.parts.meta_game import (
 )
 from jaxrl.parts.meta_solvers import META_SOLVERS, make_meta_solver
 from jaxrl.parts.roles import Mixture, mix, play_together
-from jaxrl.rollout import Episodes
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState
 
 ConfigT = TypeVar("ConfigT")
@@ -182,9 +181,7 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
 
     def measure(bank: Member, rows: Array, columns: Array, data: Data, key: Array) -> dict[str, Array]:
         """Mean utility and info, f32 `[2, P]`, of P pairs of slots."""
-        first = jax.tree.map(lambda leaf: leaf[0, rows], bank)
-        second = jax.tree.map(lambda leaf: leaf[1, columns], bank)
-        played: Episodes = population.play(first, second, game_params(data), key)
+        played = population.play(take(bank, (0, rows)), take(bank, (1, columns)), game_params(data), key)
         values = {"utility": population.utility(played)} | played.info
         return {name: jnp.mean(leaf, axis=1).T for name, leaf in values.items()}
 
@@ -220,7 +217,7 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
         metrics = {"meta/nash_conv": nash_conv(game, strategies)}
         for i, role in enumerate(roles):
             members = deviation_payoffs(game, strategies, i)
-            # What the newest member gains on the strategies it was trained against: how exploitable they were, at least.
+            # Of the newest member, on the strategies that it was trained against: a bound of their exploitability.
             gain = deviation_payoffs(game, tuple(previous), i)[newest] - earlier[i]
             metrics |= {f"meta/value/{role}": values[i], f"meta/regret/{role}": gains[i]}
             metrics |= {f"meta/entropy/{role}": strategy_entropy(strategies[i]), f"meta/newest_gain/{role}": gain}
@@ -248,7 +245,7 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
 
     def policy(state: PSROState, data: Data) -> Mixture:
         both = Mixture(state.params, weights(state))
-        return jax.tree.map(lambda leaf: leaf[data.env_params.role], both) if one_role else both
+        return take(both, data.env_params.role) if one_role else both
 
     start, act = mix(population.policy) if one_role else play_together(mix(population.policy))
     return Algorithm(

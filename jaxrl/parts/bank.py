@@ -6,6 +6,8 @@ integer operations. So members can be stacked, drawn from and batched whatever t
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -43,8 +45,8 @@ def append(bank: PyTree, slot: Array, members: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, new: leaf.at[:, slot].set(new), bank, members)
 
 
-def take(tree: PyTree, index: Array) -> PyTree:
-    """The entries `index` of every leaf's first axis."""
+def take(tree: PyTree, index: Any) -> PyTree:
+    """`leaf[index]` of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
