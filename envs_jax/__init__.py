@@ -15,6 +15,20 @@ _CATALOGUE = (
     ("poolflip-r1", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 1}, "PoolFlip with one resource"),
     ("poolflip-r3", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 3}, "PoolFlip with three resources"),
     ("poolflip-r10", "envs_jax.games.poolflip:PoolFlip", {"num_resources": 10}, "PoolFlip with ten resources"),
+    ("cyborg-cage2", "envs_jax.security.cyborg:Cyborg", {}, "CAGE Challenge 2: blue against B_line, exact"),
+    (
+        "cyborg-cage2-extended",
+        "envs_jax.security.cyborg:Cyborg",
+        {"extension": True, "observation": "extended"},
+        "CAGE Challenge 2 with Patch, Isolate and Unisolate",
+    ),
+    (
+        "cyborg-network",
+        "envs_jax.security.cyborg:Cyborg",
+        {"network": {}},
+        "The game of CAGE Challenge 2 on a network drawn anew for each episode",
+    ),
+    ("cyborg-duel", "envs_jax.security.cyborg:CyborgDuel", {}, "CAGE Challenge 2 with red as the second player"),
     ("matrix-game", "envs_jax.games.matrix_game:MatrixGame", {}, "Two roles, one simultaneous choice, known solutions"),
 )
 for _name, _factory, _options, _summary in _CATALOGUE:

@@ -56,7 +56,7 @@ class Target:
 
 def look_at(state: State, host: Array, network: Network, rules: Rules) -> Target:
     profile, setup = Profile(row(network.profile, host)), Setup(row(state.setup, host))
-    opened = opened_ports(setup.decoys, rules)
+    opened = once(opened_ports(setup.decoys, rules))
     listening, down = profile.listens | opened, jnp.bool_(False)
     if rules.patch_steps > 1:
         down = state.step < row(state.patch_ready, host).astype(jnp.int32)
@@ -93,7 +93,8 @@ def apply_red(state: State, choices: Choices, network: Network, rules: Rules) ->
 
     tried = (kind == EXPLOIT) & reached & ~target.down & (choices.exploit >= 0)
     attack = jnp.where(tried, jnp.uint32(1), jnp.uint32(0)) << jnp.maximum(choices.exploit, 0).astype(jnp.uint32)
-    taken, immune, trapped, brute_force = _meet(once(attack), target, rules)
+    attack = once(attack)
+    taken, immune, trapped, brute_force = _meet(attack, target, rules)
     taken = once(taken)
     by_ssh = attack & SSH_BIT != 0
     shell_seen = taken & ~by_ssh & (choices.detected > 0)
@@ -135,7 +136,7 @@ def apply_red(state: State, choices: Choices, network: Network, rules: Rules) ->
 
     # A reverse shell that is seen adds its callback; password attempts come in tens; a decoy answers twice.
     exploit_events = jnp.where(trapped, 2, (taken | immune).astype(jnp.int32) + shell_seen.astype(jnp.int32))
-    exploit_events = exploit_events + jnp.where(brute_force, BRUTE_FORCE_EVENTS, 0)
+    exploit_events = once(exploit_events + jnp.where(brute_force, BRUTE_FORCE_EVENTS, 0))
     traffic = target.scanned(host, scanned)
     traffic = dataclasses.replace(
         traffic,

@@ -53,7 +53,7 @@ def apply_blue(state: State, action: Array, network: Network, rules: Rules) -> t
     decoy = jnp.clip(kind - FIRST_DECOY, 0, NUM_DECOYS - 1).astype(jnp.uint32)
     listening = profile.listens | opened_ports(setup.decoys, rules)
     placeable = (placeable_decoys(listening, profile.windows) >> decoy) & 1
-    new_decoy = jnp.where(is_decoy, placeable, jnp.uint32(0)) << decoy
+    new_decoy = once(jnp.where(is_decoy, placeable, jnp.uint32(0)) << decoy)
     decoy_placed = new_decoy != 0
 
     patches = isolates = unisolates = jnp.bool_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from envs_jax.core import Environment, TimeStep, time_step
+from envs_jax.core import Environment, TimeStep, positive_integer, time_step
 from envs_jax.registry import nearest
 from envs_jax.security.cyborg import chance
 from envs_jax.security.cyborg.actions import make_action_set
@@ -19,7 +19,7 @@ from envs_jax.security.cyborg.attack import apply_red, green_traffic
 from envs_jax.security.cyborg.belief import update_belief
 from envs_jax.security.cyborg.bits import count
 from envs_jax.security.cyborg.blue import BlueMove, apply_blue
-from envs_jax.security.cyborg.generate import NetworkConfig
+from envs_jax.security.cyborg.generate import NetworkConfig, network_config
 from envs_jax.security.cyborg.network import SLEEP, Network, cage2_network, check_network
 from envs_jax.security.cyborg.observations import check_observation, observation_space, observe, scan_tracked
 from envs_jax.security.cyborg.red import AGENTS
@@ -34,9 +34,46 @@ MIXTURE = ("bline", "meander")
 
 
 class Cyborg(Environment[State, CyborgParams]):
-    """CybORG CAGE Challenge 2, transition for transition, and beyond."""
+    """CybORG CAGE Challenge 2, transition for transition, and beyond: blue defends against a scripted red agent.
 
-    version = 1
+    Each step blue moves, then green, then red, each on what the one before left. N hosts; 13 in the challenge, in the
+    order of `network.HOSTS`.
+
+    Action: with `actions="full"` i32 in 0 .. 144 as in the challenge: 0 Sleep, 1 Monitor, else 2 + N kind + host with
+        kind 0 Analyse, 1 Remove, 2 .. 9 a decoy (`catalogue.DECOYS`), 10 Restore; with `extension` (184 actions) also
+        11 Patch, 12 Isolate, 13 Unisolate. Other sets: see `actions.make_action_set`.
+    Observation: f32 `[4 N]`, the 52 bits of the challenge, per host: activity of this step (00 none, 10 scan,
+        11 exploit), then compromise as far as blue knows (00 no, 10 unknown, 01 user, 11 privileged).
+        "extended" (16 N + 2): these, then per host isolated, share of patches left, 8 decoys, scan memory, time since
+        the last activity; then time / max_steps and whether the service is down. "winner" (62): the bits and the scan
+        memory of the challenge's winning entry. "minicage" (78): the bits, scan memory, number of decoys left.
+    Reward: f32 per step, never positive in mode "base": minus the value of every host where red is privileged (0.1 or
+        1.0), minus 10 while the service is down, minus 1 for a Restore; in the extension minus 0.2 for a Patch and
+        a cost per isolated host. Modes "shaped" and "potential": see `rewards.learning_reward`.
+    Ending: truncated after `max_steps` steps; never terminated.
+    State: `state.State`. A reset is deterministic but for the red agent and the network where these are drawn.
+    Legal actions: bool `[actions]`, all that is not known to fail; with `all_legal` everything, as in the challenge.
+    Info, of the last step, some of it hidden from blue: base_reward and its parts confidentiality, availability,
+        action_cost, isolation_cost f32; hosts_held, hosts_rooted (by red), hosts_isolated, blue_success and
+        red_success (0 no, 1 yes, 2 unknown), red_kind, red_host i32.
+
+    Args:
+        red: "bline", "meander", "sleep", "random", "mix" (B_line or Meander), or several of the names: then each
+            episode draws one, by `CyborgParams.red_weights`.
+        green: whether the green agent makes scans (off in the challenge and its evaluation).
+        max_steps: steps per episode; the challenge uses 30, 50 and 100.
+        extension: adds Patch, Isolate and Unisolate. Meaning and numbers are choices of this project.
+        observation, actions, reward: see above.
+        all_legal: see above.
+        fixes: quirks of the original to repair, see `rules.FIXES`; none is the challenge, bug for bug.
+        network: a `Network`, a `NetworkConfig` (or its fields as a mapping) to draw networks from, or None for the
+            challenge's. A network is refused if red cannot get from its foothold to the jewel.
+        redraw: with a `NetworkConfig`, draw a new network per episode (in `sample_params`).
+        restore_unpatches, allow_isolate_foothold, patch_steps: see `rules.Rules`.
+
+    Raises:
+        ValueError: an option is refused.
+    """
 
     def __init__(
         self,
@@ -49,14 +86,12 @@ class Cyborg(Environment[State, CyborgParams]):
         all_legal: bool = False,
         reward: str = "base",
         fixes: str | Sequence[str] = (),
-        network: Network | NetworkConfig | None = None,
+        network: Network | NetworkConfig | Mapping[str, Any] | None = None,
         redraw: bool = True,
         restore_unpatches: bool = True,
         allow_isolate_foothold: bool = False,
         patch_steps: int = 1,
     ):
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.rules = make_rules(
             fixes,
             extension=bool(extension),
@@ -66,12 +101,14 @@ class Cyborg(Environment[State, CyborgParams]):
         )
         self.red_names = _red_names(red)
         self.agents = [AGENTS[name] for name in self.red_names]
-        self.green, self.max_steps = bool(green), int(max_steps)
+        self.green, self.max_steps = bool(green), positive_integer("max_steps", max_steps)
         self.reward_mode, self.all_legal = check_reward(reward), all_legal
+        if isinstance(network, Mapping):
+            network = network_config(network)
         self.config = network if isinstance(network, NetworkConfig) else None
         self.redraw = redraw
         if isinstance(network, NetworkConfig):
-            self.network = network.draw(jax.random.key(network.seed), self.rules)
+            self.network = jax.jit(network.draw, static_argnums=1)(jax.random.key(network.seed), self.rules)
         else:
             self.network = cage2_network(self.rules) if network is None else network
         check_network(self.network)
@@ -107,8 +144,11 @@ class Cyborg(Environment[State, CyborgParams]):
         if len(self.agents) > 1:
             agent = jax.random.categorical(key, jnp.log(params.red_weights))
         state = self.initial_state(params, agent)
-        nothing = jnp.float32(0.0)
-        return state, self._time_step(state, nothing, _no_info(), params)
+        return state, self.first_time_step(state, params)
+
+    def first_time_step(self, state: State, params: CyborgParams) -> TimeStep:
+        """What blue sees of `initial_state`."""
+        return self._time_step(state, jnp.float32(0.0), _no_info(), params)
 
     def initial_state(self, params: CyborgParams, agent: Array | int = 0) -> State:
         """The start of an episode against red agent number `agent`."""
@@ -175,7 +215,7 @@ class Cyborg(Environment[State, CyborgParams]):
         return time_step(
             observe(self.observation_kind, state, params, self.rules),
             reward,
-            truncated=state.step >= params.max_steps,
+            truncated=(state.step >= params.max_steps) | self.time_is_up(state.step),
             legal_actions=self.action_set.mask(state, params.network, self.rules),
             info=info,
         )
@@ -185,6 +225,12 @@ class Cyborg(Environment[State, CyborgParams]):
 
     def action_space(self, params: CyborgParams) -> Space:
         return self.action_set.space
+
+    def render(self, state: State) -> Any:
+        """The network as u8 `[height, width, 3]`; of a drawn network, only the hosts that `state` has changed."""
+        from envs_jax.security.cyborg.draw import draw
+
+        return draw(state, self.network)
 
 
 def check_action(action: Any, space: Discrete | MultiDiscrete) -> Array:

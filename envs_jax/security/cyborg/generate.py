@@ -7,6 +7,8 @@ No published generator is followed; the shapes imitate CAGE 2 (users at the edge
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +199,19 @@ class NetworkConfig:
         target = target.at[:, 0].set(jnp.where(follows, ahead, target[:, 0]))
         hosts = _host_in(jnp.minimum(target, num_subnets - 1), words[1], sizes, per_subnet)
         return jnp.where(number > 0, hosts, -1)
+
+
+def network_config(fields: Mapping[str, Any]) -> NetworkConfig:
+    """`NetworkConfig` from its fields as a configuration file has them, with lists for tuples."""
+    known = [field.name for field in dataclasses.fields(NetworkConfig)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"unknown network field {name!r}{nearest(name, known)} Allowed: {', '.join(known)}")
+    return NetworkConfig(**{name: _as_tuple(value) for name, value in fields.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _host_in(subnet: Array, word: Array, sizes: Array, per_subnet: int) -> Array:

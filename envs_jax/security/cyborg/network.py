@@ -6,6 +6,8 @@ B_line script, V = `VALUE_BITS`. Nothing is N x N.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -182,6 +184,7 @@ _CAGE2_IMAGES = (
 )  # fmt: skip
 
 
+@functools.lru_cache
 def cage2_network(rules: Rules) -> Network:
     """The 13 hosts of CAGE Challenge 2, Scenario 2, in the order of its observation and of its 145 actions."""
     known = {name: profile(image) for name, image in images(rules).items()}
@@ -190,7 +193,7 @@ def cage2_network(rules: Rules) -> Network:
     hosts = np.arange(13)
     opens = np.zeros((3, 3), bool)
     opens[0, 0] = opens[0, 1] = opens[1, 2] = True
-    return assemble(
+    return jax.jit(assemble)(
         profile=jnp.asarray([known[name] for name in _CAGE2_IMAGES], jnp.uint32),
         subnet=jnp.asarray([1] * 4 + [2] * 4 + [0] * 5, jnp.int8),
         exists=jnp.ones(13, bool),

@@ -27,7 +27,7 @@ class CyborgParams(EnvParams):
     """Numbers of a game. Costs are in tenths of a reward point, so that rewards are exact."""
 
     network: Network
-    max_steps: Array  # i32 []; an episode is cut after so many steps
+    max_steps: Array  # i32 []; an episode is cut after so many steps, or earlier by the environment's own limit
     service_cost: Array  # i32 []; per step while the jewel's service is down
     restore_cost: Array  # i32 []
     patch_cost: Array  # i32 []
