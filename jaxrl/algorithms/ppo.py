@@ -28,7 +28,7 @@ from jaxrl.parts.normalize import (
 )
 from jaxrl.parts.returns import discounted_returns, generalized_advantages
 from jaxrl.parts.shuffle import random_order
-from jaxrl.rollout import start_rollout, unroll
+from jaxrl.rollout import any_of_all, start_rollout, unroll
 from jaxrl.types import (
     Algorithm,
     Array,
@@ -301,7 +301,7 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
             last = jax.vmap(evaluate, (None, 0, 0))(network.start(), *jax.tree.map(lambda x: x[-1], successors))
             return jnp.concatenate([values[1:], last[None]])
 
-        return jax.lax.cond(jnp.any(steps.truncated[:-1]), every_row, last_row)
+        return jax.lax.cond(any_of_all(steps.truncated[:-1]), every_row, last_row)
 
     def restart(ended: Array, memory: PyTree) -> PyTree:
         return jax.tree.map(lambda first, last: jnp.where(ended, first, last), network.start(), memory)
