@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import bits, compiled
-from revealed_game import RevealedGame
 
 import envs_jax
 from envs_jax.control.cartpole import CartPole
@@ -17,6 +15,8 @@ from jaxrl.parts.bank import take
 from jaxrl.parts.networks import NetworkConfig
 from jaxrl.run.config import make_config
 from jaxrl.types import Data
+from programs import bits, compiled
+from revealed_game import RevealedGame
 
 CONFIG = PPOConfig(num_envs=16, unroll_length=4, num_minibatches=2, network=NetworkConfig(hidden_sizes=(8,)))
 HPARAMS = jax.tree.map(jnp.float32, PPOHParams(learning_rate=2e-2, entropy_cost=0.0))

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact_oracle import ExactConfig, ExactHParams
-from programs import bits, compiled, equations
 
 import envs_jax
 from envs_jax.control.cartpole import CartPole
 from envs_jax.versus import versus_params
+from exact_oracle import ExactConfig, ExactHParams
 from jaxrl.algorithms.population import GroupedVersus
 from jaxrl.algorithms.ppo import PPOConfig, PPOHParams
 from jaxrl.algorithms.psro import OracleConfig, PSROConfig, make_population, make_psro
@@ -23,7 +22,9 @@ from jaxrl.parts.roles import Mixture, mix, systematic_draw
 from jaxrl.rollout import start_rollout, unroll
 from jaxrl.run.checkpoint import CheckpointWriter, restore
 from jaxrl.run.config import ConfigError, load_config, make_config
+from jaxrl.run.program import load_data, make_algorithm
 from jaxrl.types import Data
+from programs import bits, compiled, equations
 
 EXACT_ORACLE = OracleConfig("exact_oracle:EXACT", 1, ExactConfig())
 ROCK_PAPER_SCISSORS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
@@ -342,6 +343,30 @@ def test_one_file_configures_the_oracle_too():
     shipped = load_config("psro_poolflip")
     assert shipped.config.capacity == shipped.num_updates == 6
     assert float(shipped.hparams.anneal_updates) == shipped.config.oracle.num_updates
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["num_updates=1", 'config.heuristics=["periodic(4)"]', "config.meta_solver=heuristics", "config.output=last"],
+        ["num_updates=1", "config.meta_solver=heuristics", "config.output=last", "config.oracle.num_updates=900"],
+        ["config.meta_solver=last"],
+        ["config.meta_solver=uniform", "config.output=learned"],
+        ["config.meta_solver=prd", "config.meta_solver_options.num_iterations=100", "env.utility=flipit"],
+        ["config.initial=random", "config.num_groups=0"],
+    ],
+)
+def test_baselines_are_overrides(overrides):
+    run = load_config("psro_poolflip", overrides)
+    agent, data = make_algorithm(run), load_data(run)
+    state = jax.eval_shape(agent.init, jax.random.key(0), run.hparams, data)
+    num_slots = run.config.num_initial + run.num_updates
+    assert state.payoffs.shape == (2, num_slots, num_slots)
+    after, metrics = jax.eval_shape(agent.update, state, run.hparams, data)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert all(value.shape == () for value in metrics.values())
 
 
 @pytest.mark.parametrize(

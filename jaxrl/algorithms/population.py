@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -275,6 +276,7 @@ class Population:
     def _train_grouped(self, key: Array, hparams: PyTree, params: VersusParams, num_updates: int) -> tuple:
         """One oracle; groups of environments meet one opponent each, all redrawn whenever episodes begin together."""
         oracle, game = self.oracle, (params.game, params.role, params.weights, params.opponent)
+        acting: Any = (oracle.start, oracle.act)
         key_init, key_draw, key_loop = jax.random.split(key, 3)
 
         def draw(key: Array) -> PyTree:
@@ -292,10 +294,8 @@ class Population:
                 key_draw, key_start = jax.random.split(jax.random.fold_in(key_loop, index))
                 opponents = draw(key_draw)
                 policy = oracle.policy(state, data(opponents))  # type: ignore[misc]
-                rollout = start_rollout(
-                    self.view, (oracle.start, oracle.act), policy, data(opponents).env_params, key_start, num_envs
-                )  # type: ignore[arg-type]
-                return rollout, opponents
+                env_params = data(opponents).env_params
+                return start_rollout(self.view, acting, policy, env_params, key_start, num_envs), opponents
 
             begin = (index % period == 0) & (index > 0)
             rollout, opponents = jax.lax.cond(begin, redraw, lambda: (state.rollout, opponents))

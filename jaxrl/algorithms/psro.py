@@ -67,7 +67,7 @@ class PSROConfig(Generic[ConfigT]):
     num_groups: int = 16  # opponents in play at a time in training; see `Population`
     max_steps: int = 0  # bound of an episode; 0: the game's own
     output: str = "meta"  # what acts in the end: the meta-strategy, all learned members alike, or the last one
-    oracle: OracleConfig[ConfigT] = dataclasses.field(default_factory=OracleConfig)
+    oracle: OracleConfig[ConfigT] = dataclasses.field(default_factory=OracleConfig[ConfigT])
 
     def __post_init__(self) -> None:
         for name, allowed in (("initial", INITIAL), ("output", OUTPUTS), ("meta_solver", tuple(META_SOLVERS))):
