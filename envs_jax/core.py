@@ -58,6 +58,17 @@ class TimeStep:
         return self.terminated | self.truncated
 
 
+def draw_index(key: Array, weights: Array) -> Array:
+    """An index of `weights` `[N]`, drawn in proportion to them, i32 []; consumes `key`.
+
+    Inverse CDF: one random number, however large N. An index of weight 0 is never drawn.
+    """
+    # A parallel sum need not be flat where 0 is added nor end at its maximum: impossible indices are taken out.
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
+    threshold = jax.random.uniform(key) * jnp.max(cumulative)
+    return jnp.argmax(cumulative > threshold).astype(jnp.int32)
+
+
 def time_step(
     observation: PyTree,
     reward: Array | float = 0.0,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep
+from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep, draw_index
 from envs_jax.registry import nearest
 from envs_jax.spaces import Space
 
@@ -77,7 +77,7 @@ class Versus(Environment[VersusState, VersusParams]):
     def sample_params(self, key: Array, params: VersusParams) -> VersusParams:
         """Draws the opponent of the episode (and whatever the game itself draws); consumes `key`."""
         key_game, key_opponent = jax.random.split(key)
-        opponent = jax.random.categorical(key_opponent, jnp.log(params.weights)).astype(jnp.int32)
+        opponent = draw_index(key_opponent, params.weights)
         return dataclasses.replace(params, game=self.env.sample_params(key_game, params.game), opponent=opponent)
 
     def observation_space(self, params: VersusParams) -> Space:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from envs_jax.core import draw_index
 from envs_jax.spaces import Box, Discrete, MultiDiscrete, Space
 
 Array = jax.Array
@@ -33,12 +34,8 @@ class Categorical:
         return cls(jax.nn.log_softmax(logits))
 
     def sample(self, key: Array) -> Array:
-        """One draw, i32 [], by inverse CDF of one uniform (unbatched); consumes `key`."""
-        probs = jnp.exp(self.log_probs)
-        # A parallel sum need not be flat where 0 is added nor end at its maximum: impossible values are taken out.
-        cumulative = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0.0)
-        threshold = jax.random.uniform(key, ()) * jnp.max(cumulative, axis=-1, keepdims=True)
-        return jnp.argmax(cumulative > threshold, axis=-1).astype(jnp.int32)
+        """One draw (no batch axis), i32 []; consumes `key`."""
+        return draw_index(key, jnp.exp(self.log_probs))
 
     def mode(self) -> Array:
         return jnp.argmax(self.log_probs, axis=-1).astype(jnp.int32)
