@@ -84,7 +84,7 @@ def _bits(mask: object, num_hosts: int) -> np.ndarray:
 
 
 def _jewel(canvas: Canvas, box: tuple[float, float, float, float], alive: bool) -> None:
-    x, y = box[2] - 9, box[3] - 9
+    x, y = max(box[2] - 9, (box[0] + box[2]) / 2), max(box[3] - 9, (box[1] + box[3]) / 2)
     canvas.circle((x, y), 5, "#f1c40f" if alive else INK)
     if not alive:
         canvas.line([(x - 4, y - 4), (x + 4, y + 4)], "white", 1.5)

@@ -162,8 +162,8 @@ class CyborgDuel(Environment[State, CyborgParams]):
     def action_space(self, params: CyborgParams) -> Space:
         return Discrete(self.num_actions)
 
-    def render(self, state: State) -> Any:
-        return self.game.render(state)
+    def render(self, state: State, params: CyborgParams | None = None) -> Any:
+        return self.game.render(state, params)
 
     def heuristics(self, names: Sequence[str]) -> tuple[Any, Any, Any]:
         """Fixed policies as `(start, act, policy_params)`: see `make_heuristics`."""

@@ -226,11 +226,11 @@ class Cyborg(Environment[State, CyborgParams]):
     def action_space(self, params: CyborgParams) -> Space:
         return self.action_set.space
 
-    def render(self, state: State) -> Any:
-        """The network as u8 `[height, width, 3]`; of a drawn network, only the hosts that `state` has changed."""
+    def render(self, state: State, params: CyborgParams | None = None) -> Any:
+        """The network as u8 `[height, width, 3]`; where networks are drawn per episode, it needs that of `params`."""
         from envs_jax.security.cyborg.draw import draw
 
-        return draw(state, self.network)
+        return draw(state, self.network if params is None else params.network)
 
 
 def check_action(action: Any, space: Discrete | MultiDiscrete) -> Array:

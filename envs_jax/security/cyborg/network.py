@@ -7,6 +7,8 @@ B_line script, V = `VALUE_BITS`. Nothing is N x N.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -185,32 +187,47 @@ _CAGE2_IMAGES = (
 
 
 @functools.lru_cache
-def cage2_network(rules: Rules) -> Network:
-    """The 13 hosts of CAGE Challenge 2, Scenario 2, in the order of its observation and of its 145 actions."""
+def cage2_network(
+    rules: Rules, slots: tuple[int, ...] = tuple(range(13)), num_hosts: int = 13, num_subnets: int = 3
+) -> Network:
+    """The 13 hosts of CAGE Challenge 2, Scenario 2, in the order of its observation and of its 145 actions.
+
+    Args:
+        rules: some fixes change services of hosts.
+        slots: where the 13 hosts stand.
+        num_hosts, num_subnets: size that the network is padded to, so that a program for larger ones can play it.
+    """
+    if sorted(set(slots)) != sorted(slots) or len(slots) != 13 or not set(slots) <= set(range(num_hosts)):
+        raise ValueError(f"slots must be 13 different places in 0 .. {num_hosts - 1}, got {slots}")
+    if not 3 <= num_subnets <= MAX_SUBNETS:
+        raise ValueError(f"num_subnets must lie in 3 .. {MAX_SUBNETS}, got {num_subnets}")
     known = {name: profile(image) for name, image in images(rules).items()}
-    links = np.full((13, 1), -1)
-    links[[9, 10], 0], links[[11, 12], 0], links[3, 0] = 2, 1, 7
-    hosts = np.arange(13)
-    opens = np.zeros((3, 3), bool)
+    place = np.asarray(slots)
+
+    def spread(values: Sequence[int], padding: int = 0, dtype: Any = np.int32) -> np.ndarray:
+        out = np.full(num_hosts, padding, dtype)
+        out[place] = values
+        return out
+
+    links = spread([-1] * 13, -1)
+    links[place[[9, 10]]], links[place[[11, 12]]], links[place[3]] = slots[2], slots[1], slots[7]
+    opens = np.zeros((num_subnets, num_subnets), bool)
     opens[0, 0] = opens[0, 1] = opens[1, 2] = True
+    path, first, gateway = np.zeros((3, num_subnets), np.int32)
+    path[:3], first[:3], gateway[:3] = (0, 1, 2), (0, ENTRY_LINK, slots[7]), (0, slots[3], 0)
     return jax.jit(assemble)(
-        profile=jnp.asarray([known[name] for name in _CAGE2_IMAGES], jnp.uint32),
-        subnet=jnp.asarray([1] * 4 + [2] * 4 + [0] * 5, jnp.int8),
-        exists=jnp.ones(13, bool),
-        pivots=jnp.asarray(hosts != 0),
-        opens=jnp.asarray(opens),
-        confidentiality=jnp.asarray([1, 10, 10, 10, 1, 1, 1, 10, 0, 1, 1, 1, 1], jnp.int16),
-        isolation_cost=jnp.asarray([1, 5, 5, 5, 1, 1, 1, 50, 1, 1, 1, 1, 1], jnp.int16),
-        links=jnp.asarray(links, jnp.int16),
-        green_targets=jnp.asarray((hosts >= 8) | ((hosts >= 1) & (hosts <= 3))),
-        foothold=jnp.int32(8),
-        jewel=jnp.int32(7),
-        walk=(
-            jnp.asarray([0, 1, 2], jnp.int32),
-            jnp.asarray([0, ENTRY_LINK, 7], jnp.int32),
-            jnp.asarray([0, 3, 0], jnp.int32),
-            jnp.int32(2),
-        ),
+        profile=spread([known[name] for name in _CAGE2_IMAGES], 0, np.uint32),
+        subnet=spread([1] * 4 + [2] * 4 + [0] * 5),
+        exists=spread([1] * 13, 0, bool),
+        pivots=spread([0] + [1] * 12, 0, bool),  # a session on Defender opens nothing
+        opens=opens,
+        confidentiality=spread([1, 10, 10, 10, 1, 1, 1, 10, 0, 1, 1, 1, 1]),
+        isolation_cost=spread([1, 5, 5, 5, 1, 1, 1, 50, 1, 1, 1, 1, 1]),
+        links=links[:, None],
+        green_targets=spread([0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1], 0, bool),
+        foothold=np.int32(slots[8]),
+        jewel=np.int32(slots[7]),
+        walk=(path, first, gateway, np.int32(2)),
     )
 
 

@@ -7,6 +7,7 @@ injected, and what results must equal the record. Replay needs no policy, so any
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.security.cyborg import chance, red
-from envs_jax.security.cyborg.bits import has, pack
+from envs_jax.security.cyborg.bits import has, unpack
 from envs_jax.security.cyborg.distributions import (
     MAX_Z,
     USUAL_SHARE,
@@ -26,12 +27,16 @@ from envs_jax.security.cyborg.distributions import (
 from envs_jax.security.cyborg.environment import Cyborg
 from envs_jax.security.cyborg.records import PRIVILEGED, REMOVABLE, STICKY, Sessions, Setup
 from envs_jax.security.cyborg.rewards import CyborgParams
-from envs_jax.security.cyborg.state import Choices, RedMemory, State
+from envs_jax.security.cyborg.state import Choices, State
 from envs_jax.security.cyborg.traces import INPUTS, MORE_RESULTS, RED_AGENTS, RESULTS, Traces, read_traces
 
 Array = jax.Array
 
 REWARD_TOLERANCE = 1e-6
+HOST_FIELDS = (
+    "n_user_removable", "n_user_sticky", "n_priv", "decoys", "red_ports", "malware_files", "access", "bt_activity",
+    "bt_compromised",
+)  # fmt: skip
 
 
 def replay(env: Cyborg, params: CyborgParams, agent: Array, rows: dict[str, Array]) -> dict[str, Array]:
@@ -62,11 +67,12 @@ def replay(env: Cyborg, params: CyborgParams, agent: Array, rows: dict[str, Arra
             pick_removable=row["red_esc_removable"],
         )
         new, shown = env.finish(state, dataclasses.replace(after_blue, memory=memory), blue, choices, params)
-        agent_fields = jax.lax.select_n(state.red_agent.astype(jnp.int32), *(_memory(n, memory) for n in env.red_names))
+        sessions, setup, memory = Sessions(new.sessions), Setup(new.setup), new.memory
+        hosts = functools.partial(unpack, num_hosts=env.num_hosts)
         host_named = (proposal.candidates != 0).any()
-        sessions, setup = Sessions(new.sessions), Setup(new.setup)
-        out = {
-            "obs": shown.observation.astype(jnp.uint8),
+        in_candidates = has(proposal.candidates, jnp.maximum(row["red_host"], 0))
+        return new, {
+            "obs": shown.observation.reshape(-1, 4).astype(jnp.uint8),
             "reward": shown.reward,
             "red_success": new.success,
             "n_user_removable": sessions.count(REMOVABLE),
@@ -74,53 +80,64 @@ def replay(env: Cyborg, params: CyborgParams, agent: Array, rows: dict[str, Arra
             "n_priv": sessions.count(PRIVILEGED),
             "decoys": setup.decoys,
             "red_ports": setup.ports,
-            "red_known_ip": new.known_ip[0],
-            "red_known_host": new.known_host[0],
+            "red_known_ip": hosts(new.known_ip),
+            "red_known_host": hosts(new.known_host),
             "red_known_subnet": new.known_subnet,
             "red_ot_known": new.service_known,
             "ot_alive": new.service_alive,
             "ot_service_active": new.service_active,
             "ot_pid_linked": new.service_linked,
-            "red_agent": agent_fields,
-            "red_choice_mask": proposal.candidates[0],
+            "bline": jnp.stack([memory.pointer.astype(jnp.uint32), memory.history[0]]),
+            "meander_subnets": memory.scanned_subnets,
+            "meander_hosts": hosts(jnp.stack([memory.scanned, memory.exploited, memory.escalated, memory.mapped])),
+            "red_choice_mask": hosts(proposal.candidates),
             "red_class": proposal.kind,
             "red_subnet": proposal.subnet,
-            "red_host": jnp.where(host_named, has(proposal.candidates, jnp.maximum(row["red_host"], 0)),
-                                  row["red_host"] == -1),
+            "red_host": jnp.where(host_named, in_candidates, row["red_host"] < 0),
             "blue_success": blue.success,
-            "malware_files": _bits(new.malware),
+            "malware_files": hosts(new.malware),
             "access": jnp.where(sessions.privileged, 2, sessions.any.astype(jnp.int32)),
             "rew_conf": shown.info["confidentiality"],
             "rew_avail": shown.info["availability"],
             "rew_cost": shown.info["action_cost"],
-            "bt_activity": _bits(new.active) + _bits(new.alarmed),
-            "bt_compromised": _bits(new.belief_low) + 2 * _bits(new.belief_high),
-            "tt_scanned": pack(setup.ports != 0)[0],
-        }  # fmt: skip
-        return new, out
+            "bt_activity": hosts(new.active).astype(jnp.int32) + hosts(new.alarmed),
+            "bt_compromised": hosts(new.belief_low) + 2 * hosts(new.belief_high).astype(jnp.int32),
+            "tt_scanned": setup.ports != 0,
+        }
 
     return jax.lax.scan(step, env.initial_state(params, agent), rows)[1]
 
 
-def _bits(mask: Array) -> Array:
-    return (mask[0] >> jnp.arange(13, dtype=jnp.uint32) & 1).astype(jnp.int32)
+def as_recorded(
+    traces: Traces, played: dict[str, np.ndarray], slots: Sequence[int] = tuple(range(13))
+) -> dict[str, np.ndarray]:
+    """The replay in the layout of the record: host sets as numbers, one memory of five numbers for all agents.
 
-
-def _memory(name: str, memory: RedMemory) -> Array:
-    """u32 `[5]`: an agent's memory as the record has it."""
-    zero = jnp.uint32(0)
-    if name == "bline":
-        fields = [memory.pointer.astype(jnp.uint32), memory.history[0], zero, zero, zero]
-    elif name == "meander":
-        sets = [memory.scanned, memory.exploited, memory.escalated, memory.mapped]
-        fields = [memory.scanned_subnets, *(mask[0] for mask in sets)]
-    else:
-        fields = [zero] * 5
-    return jnp.stack(fields)
+    Args:
+        traces: what was replayed.
+        played: `replay`'s results, each `[T, B, ...]`.
+        slots: where the replay's network keeps the 13 hosts.
+    """
+    places = np.asarray(slots)
+    powers = 1 << np.arange(13)
+    out = dict(played)
+    for name in ("red_known_ip", "red_known_host", "red_choice_mask", "tt_scanned"):
+        out[name] = played[name][..., places] @ powers
+    for name in HOST_FIELDS:
+        out[name] = played[name][..., places]
+    out["obs"] = played["obs"][..., places, :].reshape(*played["obs"].shape[:2], 52)
+    names = [RED_AGENTS[name] for name in traces.legend["red_agents"]]
+    agent = np.asarray(names)[traces.arrays["ep_red"]][None, :, None]
+    meander = np.concatenate(
+        [played["meander_subnets"][..., None], played["meander_hosts"][..., places] @ powers], axis=-1
+    )
+    bline = np.pad(played["bline"], [(0, 0), (0, 0), (0, 3)])
+    out["red_agent"] = np.where(agent == "bline", bline, np.where(agent == "meander", meander, 0))
+    return out
 
 
 def compare(traces: Traces, played: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """bool `[T, B]` by field: where the replay differs from the record. `played` leads with `[T, B]`."""
+    """bool `[T, B]` by field: where a replay, given `as_recorded`, differs from the record."""
     mask = traces.mask()
     wrong = {}
     for name in (*RESULTS, *MORE_RESULTS, "red_class", "red_subnet", "red_host"):
@@ -178,13 +195,13 @@ def verdict(passed: bool) -> str:
 
 
 def replay_traces(traces: Traces) -> dict[str, np.ndarray]:
-    """All episodes at once, whatever their red agents, policies and lengths: arrays `[T, B, ...]` by field."""
+    """All episodes at once, whatever their red agents, policies and lengths, in the layout of the record."""
     env = trace_environment(traces)
     params = env.default_params
     rows = {name: jnp.asarray(traces.padded(name), jnp.int32) for name in INPUTS}
     play_all = jax.jit(jax.vmap(lambda agent, episode: replay(env, params, agent, episode), (0, 1), 1))
     played = play_all(jnp.asarray(traces.arrays["ep_red"], jnp.int32), rows)
-    return jax.tree.map(np.asarray, played)
+    return as_recorded(traces, jax.tree.map(np.asarray, played))
 
 
 def trace_environment(traces: Traces) -> Cyborg:
