@@ -65,7 +65,7 @@ def draw_index(key: Array, weights: Array) -> Array:
     """
     # A parallel sum need not be flat where 0 is added nor end at its maximum: impossible indices are taken out.
     cumulative = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
-    threshold = jax.random.uniform(key) * jnp.max(cumulative)
+    threshold = jax.random.uniform(key, ()) * jnp.max(cumulative)
     return jnp.argmax(cumulative > threshold).astype(jnp.int32)
 
 
