@@ -71,9 +71,7 @@ def test_without_vmap(traces, played):
             for episode in np.flatnonzero(cell)[:2]:
                 rows = {name: jnp.asarray(traces.padded(name)[:, episode], jnp.int32) for name in INPUTS}
                 single = jax.tree.map(lambda leaf: np.asarray(leaf)[:, None], alone(jnp.int32(red), rows))
-                one = dataclasses.replace(
-                    traces, arrays=traces.arrays | {"ep_red": traces.arrays["ep_red"][[episode]]}
-                )
+                one = dataclasses.replace(traces, arrays=traces.arrays | {"ep_red": traces.arrays["ep_red"][[episode]]})
                 single = as_recorded(one, single)
                 for name, value in single.items():
                     if value.shape[:2] == (len(mask), 1) and name in played:
