@@ -7,6 +7,7 @@ No published generator is followed; the shapes imitate CAGE 2 (users at the edge
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.registry import nearest
-from envs_jax.security.cyborg.bits import row, select, uniform
+from envs_jax.security.cyborg.bits import once, uniform
 from envs_jax.security.cyborg.catalogue import images, profile
 from envs_jax.security.cyborg.network import ENTRY_LINK, MAX_SUBNETS, Network, assemble
 from envs_jax.security.cyborg.rules import Rules
@@ -107,39 +108,36 @@ class NetworkConfig:
         """A network; consumes `key`. Can be traced, vmapped and called once per episode."""
         low, high = self.subnet_range
         num_subnets, per_subnet, num_hosts = high, self.hosts_per_subnet[1], self.max_hosts
-        keys = jax.random.split(key, 8)
+        chances = _Chances(key, 1 + (5 + num_subnets) * num_subnets + (1 + 2 * self.links_per_host) * num_hosts)
         ids, slots = jnp.arange(num_subnets, dtype=jnp.int32), jnp.arange(num_hosts, dtype=jnp.int32)
-        present = ids < jax.random.randint(keys[0], (), low, high + 1, jnp.int32)
-        sizes = jax.random.randint(keys[1], (num_subnets,), self.hosts_per_subnet[0], per_subnet + 1, jnp.int32)
+        present = ids < low + chances.integers((), high + 1 - low)
+        fewest = self.hosts_per_subnet[0]
+        sizes = fewest + chances.integers((num_subnets,), per_subnet + 1 - fewest)
         subnet = slots // per_subnet
+        opens = self._draw_graph(chances, num_subnets) & present[:, None] & present[None, :]
+        sizes, present, opens = once((sizes, present, opens))
         exists = (slots % per_subnet < sizes[subnet]) & present[subnet]
-        opens = self._draw_graph(keys[2], num_subnets) & present[:, None] & present[None, :]
 
-        depth, parent = _distances(opens)
-        reached = depth < num_subnets
+        depth, parent = once(_distances(opens))
         # The deepest subnet, the last of several; multiplied so that ties go by id.
-        deepest = jnp.argmax(jnp.where(reached & present, depth * num_subnets + ids, -1)).astype(jnp.int32)
+        deepest = jnp.argmax(jnp.where(depth < num_subnets, depth * num_subnets + ids, -1)).astype(jnp.int32)
         target = deepest if self.jewel_subnet is None else jnp.int32(self.jewel_subnet)
         hops = depth[target]
-        path, place = jnp.zeros(num_subnets, jnp.int32), target
-        on_path = jnp.zeros(num_subnets, bool)
-        for _ in range(num_subnets):
-            path, on_path = path.at[depth[place]].set(place), on_path.at[place].set(True)
-            place = jnp.where(place == 0, 0, parent[place])
+        path, on_path = _way_back(target, depth, parent)
 
-        words = jax.random.bits(keys[3], (3, num_subnets), jnp.uint32)
-        foothold = _host_in(jnp.int32(0), words[0, 0], sizes, per_subnet)
-        jewel = _host_in(target, words[1, 0], sizes, per_subnet)
-        gateway = _host_in(path, words[2], sizes, per_subnet)
-        links = self._draw_links(keys[4], subnet, opens, depth, path, on_path, sizes)
+        hosts = per_subnet * ids[None, :] + chances.integers((3, num_subnets), sizes)  # three drawn hosts of each subnet
+        foothold, jewel, gateway = hosts[0, 0], hosts[1, target], hosts[2, path]
+        foothold, jewel, gateway, hops, path = once((foothold, jewel, gateway, hops, path))
+        links = self._draw_links(chances, subnet, opens, depth, path, on_path, sizes)
         before_jewel = jnp.where(hops > 1, gateway[jnp.maximum(hops - 1, 0)], -1)
         links = links.at[:, 0].set(jnp.where(slots == before_jewel, jewel, links[:, 0]))
-        links = jnp.where(exists[:, None], links, -1)
+        links = once(jnp.where(exists[:, None], links, -1))
         linked = links[gateway[jnp.maximum(ids - 1, 0)], 0]
         first = jnp.where(ids == hops, jewel, jnp.where(ids == 1, ENTRY_LINK, linked)).astype(jnp.int32)
 
-        weights = np.asarray(self.image_weights or (1.0,) * len(OPEN_IMAGES), np.float32)
-        kinds = jax.random.categorical(keys[5], jnp.log(weights), shape=(num_hosts,))
+        weights = np.asarray(self.image_weights or (1.0,) * len(OPEN_IMAGES))
+        bounds = (weights.cumsum() / weights.sum())[:-1].astype(np.float32)
+        kinds = jnp.sum(chances.uniform((num_hosts, 1)) >= bounds[None, :], axis=1, dtype=jnp.int32)
         known = images(rules)
         profiles = jnp.asarray([profile(known[name]) for name in OPEN_IMAGES], jnp.uint32)[kinds]
         # Our choice: users 0.1, then rising to 1.0 at the jewel's depth, as in CAGE 2 for its three subnets' best.
@@ -147,6 +145,7 @@ class NetworkConfig:
         value = jnp.where(deep == 0, 1, jnp.clip(10 * deep // jnp.maximum(hops, 1), 1, 10))
         value = jnp.where(slots == foothold, 0, jnp.where(slots == jewel, 10, value))
         isolation = jnp.where(slots == jewel, 50, jnp.where(deep == 0, 1, 5))
+        exists, value, isolation, first = once((exists, value, isolation, first))
         return assemble(
             profile=jnp.where(exists, profiles, jnp.uint32(0)),
             subnet=subnet,
@@ -162,7 +161,7 @@ class NetworkConfig:
             walk=(path, first, gateway, hops),
         )
 
-    def _draw_graph(self, key: Array, num_subnets: int) -> Array:
+    def _draw_graph(self, chances: _Chances, num_subnets: int) -> Array:
         """bool `[S, S]`: which subnet opens which."""
         ids = jnp.arange(num_subnets, dtype=jnp.int32)
         if not isinstance(self.graph, str):
@@ -172,33 +171,47 @@ class NetworkConfig:
             return jnp.asarray(table)
         if self.graph == "chain":
             return jnp.abs(ids[:, None] - ids[None, :]) == 1
-        key_tree, key_extra = jax.random.split(key)
-        parent = (jax.random.uniform(key_tree, (num_subnets,)) * ids).astype(jnp.int32)
-        edges = (parent[None, :] == ids[:, None]) & (ids[:, None] < ids[None, :])
+        parent = chances.integers((num_subnets,), ids)
+        later = ids[:, None] < ids[None, :]
+        edges = (parent[None, :] == ids[:, None]) & later
         if self.graph == "erdos":
-            extra = jax.random.uniform(key_extra, (num_subnets, num_subnets)) < self.edge_probability
-            edges = edges | (extra & (ids[:, None] < ids[None, :]))
+            edges = edges | ((chances.uniform((num_subnets, num_subnets)) < self.edge_probability) & later)
         return edges | edges.T
 
     def _draw_links(
-        self, key: Array, subnet: Array, opens: Array, depth: Array, path: Array, on_path: Array, sizes: Array
+        self, chances: _Chances, subnet: Array, opens: Array, depth: Array, path: Array, on_path: Array, sizes: Array
     ) -> Array:
         """i32 `[N, L]`: hosts one step deeper, the first of them on the way to the jewel where there is one."""
-        num_subnets, per_subnet = sizes.shape[0], self.hosts_per_subnet[1]
-        words = jax.random.bits(key, (2, subnet.shape[0], self.links_per_host), jnp.uint32)
+        num_subnets, per_subnet, shape = sizes.shape[0], self.hosts_per_subnet[1], (len(subnet), self.links_per_host)
         deeper = opens & (depth[None, :] == depth[:, None] + 1)
-        ids = jnp.arange(num_subnets, dtype=jnp.uint32)
-        masks = jnp.sum(jnp.where(deeper, jnp.uint32(1) << ids[None, :], jnp.uint32(0)), axis=1, dtype=jnp.uint32)
-        options = masks[subnet][:, None]
-        number = jax.lax.population_count(options).astype(jnp.int32)
-        rank = (uniform(words[0]) * number.astype(jnp.float32)).astype(jnp.int32)
-        pick = jax.vmap(jax.vmap(lambda mask, place: select(mask[None], place), (None, 0)))
-        target = pick(options[:, 0], jnp.minimum(rank, jnp.maximum(number - 1, 0)))
+        number = jnp.sum(deeper, axis=1, dtype=jnp.int32)
+        # options[s, r]: the subnet with rank r among those one step deeper than s.
+        options = jnp.argsort(~deeper, axis=1, stable=True).astype(jnp.int32)
+        here = subnet[:, None]
+        target = options[here, chances.integers(shape, number[here])]
         follows = (on_path & (deeper & on_path[None, :]).any(axis=1))[subnet]
         ahead = path[jnp.minimum(depth + 1, num_subnets - 1)][subnet]
-        target = target.at[:, 0].set(jnp.where(follows, ahead, target[:, 0]))
-        hosts = _host_in(jnp.minimum(target, num_subnets - 1), words[1], sizes, per_subnet)
-        return jnp.where(number > 0, hosts, -1)
+        target = once(target.at[:, 0].set(jnp.where(follows, ahead, target[:, 0])))
+        hosts = target * per_subnet + chances.integers(shape, sizes[target])
+        return jnp.where(number[here] > 0, hosts, -1)
+
+
+class _Chances:
+    """Random numbers for one network, all from one call: each call of the generator costs a loop to compile."""
+
+    def __init__(self, key: Array, number: int):
+        self._words, self._used = jax.random.bits(key, (number,), jnp.uint32), 0
+
+    def uniform(self, shape: tuple[int, ...]) -> Array:
+        """f32 in [0, 1)."""
+        first, self._used = self._used, self._used + math.prod(shape)
+        return uniform(self._words[first : self._used]).reshape(shape)
+
+    def integers(self, shape: tuple[int, ...], number: Array | int) -> Array:
+        """i32 in `0 .. number - 1`, 0 where `number` is 0; `number` broadcasts from the right."""
+        number = jnp.broadcast_to(jnp.asarray(number, jnp.int32), shape)
+        drawn = (self.uniform(shape) * number.astype(jnp.float32)).astype(jnp.int32)
+        return jnp.clip(drawn, 0, jnp.maximum(number - 1, 0))
 
 
 def network_config(fields: Mapping[str, Any]) -> NetworkConfig:
@@ -214,19 +227,28 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _host_in(subnet: Array, word: Array, sizes: Array, per_subnet: int) -> Array:
-    """i32: a uniformly drawn host of a subnet; `subnet` and `word` have one shape."""
-    size = row(sizes, subnet) if subnet.ndim == 0 else sizes[subnet]
-    rank = (uniform(word) * size.astype(jnp.float32)).astype(jnp.int32)
-    return subnet * per_subnet + jnp.minimum(rank, size - 1)
-
-
 def _distances(opens: Array) -> tuple[Array, Array]:
     """(distance from subnet 0, subnet before on a shortest way), i32 `[S]` each; unreachable ones have distance S."""
     num_subnets = opens.shape[0]
-    depth = jnp.where(jnp.arange(num_subnets) == 0, 0, num_subnets).astype(jnp.int32)
-    for _ in range(num_subnets - 1):
-        through = jnp.min(jnp.where(opens, depth[:, None] + 1, num_subnets), axis=0).astype(jnp.int32)
-        depth = jnp.minimum(depth, through)
+
+    def relax(_: Array, depth: Array) -> Array:
+        through = jnp.min(jnp.where(opens, depth[:, None] + 1, num_subnets), axis=0)
+        return jnp.minimum(depth, through).astype(jnp.int32)
+
+    start = jnp.where(jnp.arange(num_subnets) == 0, 0, num_subnets).astype(jnp.int32)
+    depth = jax.lax.fori_loop(0, num_subnets - 1, relax, start)
     before = opens & (depth[:, None] + 1 == depth[None, :])
     return depth, jnp.argmax(before, axis=0).astype(jnp.int32)
+
+
+def _way_back(target: Array, depth: Array, parent: Array) -> tuple[Array, Array]:
+    """(subnets from 0 to `target` by distance i32 `[S]`, which subnets these are bool `[S]`)."""
+    ids = jnp.arange(depth.shape[0], dtype=jnp.int32)
+
+    def back(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        place, path, on_path = carry
+        path = jnp.where(ids == depth[place], place, path)
+        return jnp.where(place == 0, 0, parent[place]), path, on_path | (ids == place)
+
+    start = (target, jnp.zeros_like(ids), jnp.zeros(ids.shape, bool))
+    return jax.lax.fori_loop(0, ids.shape[0], back, start)[1:]
