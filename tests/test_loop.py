@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import bits
 
 from jaxrl.loop import scan_updates
 from jaxrl.types import Algorithm, Data
+from programs import bits
 
 DATA = Data(dataset=jnp.float32(0.1))
 

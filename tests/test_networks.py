@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import compiled
 
 from jaxrl.parts.networks import ActorCritic, NetworkConfig, QNetwork, describe_layers
+from programs import compiled
 
 IMAGE = (5, 6, 2)
 MLP = NetworkConfig(hidden_sizes=(8, 7), activation="elu")

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
-from programs import compiled, equations
-from small_worlds import BrightCorner, Counter, MaskedPairs, Recall, RecallParams, Target
 
 import envs_jax
+import jaxrl
 from envs_jax.control import toy
 from envs_jax.core import EnvParams, EnvSpec, constant, time_step
 from envs_jax.games.matrix_game import MatrixGame
@@ -20,7 +19,10 @@ from envs_jax.wrappers import FrameStack
 from jaxrl.algorithms.ppo import PPOConfig, PPOHParams, make_ppo
 from jaxrl.loop import scan_updates
 from jaxrl.parts.networks import NetworkConfig
+from jaxrl.run.program import play_evaluation
 from jaxrl.types import Data
+from programs import compiled, equations
+from small_worlds import BrightCorner, Counter, MaskedPairs, Recall, RecallParams, Target
 
 BASE = PPOConfig(num_envs=32, unroll_length=8, num_minibatches=2, network=NetworkConfig(hidden_sizes=(16,)))
 GRU = NetworkConfig(torso="gru", hidden_sizes=(8,), gru_size=8)
@@ -397,3 +399,31 @@ def test_without_an_environment_there_is_nothing_to_collect():
     assert agent.steps_per_update == 32 * 8
     state = jax.eval_shape(agent.init, jax.random.key(0), floats(), Data())
     assert state.rollout is None
+
+
+# --- the shipped configurations
+
+
+def evaluation_returns(name, num_seeds):
+    """Mean evaluation return of each of `num_seeds` seeds of a configuration, trained side by side."""
+    run = jaxrl.load_config(name)
+    (env, _), agent, data = jaxrl.make_env(run), jaxrl.make_algorithm(run), jaxrl.load_data(run)
+    assert run.num_updates * agent.steps_per_update <= 500_000
+    assert run.evaluation.num_episodes == 20
+
+    def train(seed):
+        state = agent.init(jax.random.key(seed), run.hparams, data)
+        state, _ = scan_updates(agent, state, run.hparams, run.num_updates, data)
+        return play_evaluation(run, env, agent, state, data).episode_return.mean()
+
+    return np.asarray(jax.jit(jax.vmap(train))(jnp.arange(num_seeds)))
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved():
+    assert (evaluation_returns("ppo_cartpole", 10) >= 475).sum() >= 9
+
+
+@pytest.mark.slow
+def test_pendulum_is_solved():
+    assert (evaluation_returns("ppo_pendulum", 5) >= -250).all()

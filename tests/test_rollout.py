@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import compiled, equations
-from small_worlds import BANK_SIZE, Counter
 
 from envs_jax.games.matrix_game import MatrixGame
 from envs_jax.versus import Versus, versus_params
 from jaxrl.rollout import episodes, start_rollout, unroll
 from jaxrl.types import episode_metrics
+from programs import compiled, equations
+from small_worlds import BANK_SIZE, Counter
 
 B, T = 4, 24
 
