@@ -65,7 +65,7 @@ def update_belief(
     low, high = (low & ~restored) | doubted, high & ~restored & ~doubted
 
     active = alarmed = jnp.zeros_like(low)
-    for host in [traffic.host for traffic in traffics] + ([blue.host] if blue is not None else []):
+    for host in (*(traffic.host for traffic in traffics), blue.host):
         seen, exploited = once(activity(host, blue, traffics, rules))
         active, alarmed = active | bit(host, words, seen), alarmed | bit(host, words, exploited)
 

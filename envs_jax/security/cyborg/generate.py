@@ -125,7 +125,8 @@ class NetworkConfig:
         hops = depth[target]
         path, on_path = _way_back(target, depth, parent)
 
-        hosts = per_subnet * ids[None, :] + chances.integers((3, num_subnets), sizes)  # three drawn hosts of each subnet
+        # Three drawn hosts of each subnet.
+        hosts = per_subnet * ids[None, :] + chances.integers((3, num_subnets), sizes)
         foothold, jewel, gateway = hosts[0, 0], hosts[1, target], hosts[2, path]
         foothold, jewel, gateway, hops, path = once((foothold, jewel, gateway, hops, path))
         links = self._draw_links(chances, subnet, opens, depth, path, on_path, sizes)

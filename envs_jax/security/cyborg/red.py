@@ -48,14 +48,10 @@ class Proposal:
     memory: RedMemory  # before the host is noted
 
 
-def no_proposal(state: State) -> Proposal:
-    return Proposal(jnp.int32(SLEEP), jnp.int32(-1), jnp.zeros_like(state.held), state.memory)
-
-
 def sleep(state: State, network: Network, rules: Rules, streams: Sequence[Array]) -> Proposal:
     """Never does anything."""
     del network, rules, streams
-    return no_proposal(state)
+    return Proposal(jnp.int32(SLEEP), jnp.int32(-1), jnp.zeros_like(state.held), state.memory)
 
 
 def bline(state: State, network: Network, rules: Rules, streams: Sequence[Array]) -> Proposal:
