@@ -99,7 +99,8 @@ def evaluate(
         run = folder.load_run(overrides or [])
         result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run))
         print(f"{checkpoint}: {result}")
-        _print_table([{"per step": name, "mean": value} for name, value in result.info.items()])
+        per_step = {"return": float(result.returns.sum() / result.lengths.sum())} | result.info
+        _print_table([{"per step": name, "mean": value} for name, value in per_step.items()])
 
 
 @app.command()

@@ -132,7 +132,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: a file, key or value cannot be used; the message says what is allowed.
 
     Example:
-        >>> run = load_config("ppo_cartpole", ["num_updates=8", "hparams.learning_rate=1e-3"])
+        >>> run = load_config("ppo_cartpole", ["num_updates=60", "hparams.learning_rate=1e-3"])
     """
     file = find_config(path)
     try:

@@ -50,7 +50,7 @@ def fit(
         TrainingStopped: Ctrl-C; the state was saved first.
 
     Example:
-        >>> state, log = fit(load_config("ppo_cartpole", ["num_updates=20"]), progress=False)
+        >>> state, log = fit(load_config("ppo_cartpole", ["num_updates=60"]), progress=False)
     """
     folder = None if run_dir is None else RunFolder(run_dir)
     if resume and folder is None:
