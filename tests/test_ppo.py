@@ -88,10 +88,15 @@ class AnyToy(toy.Toy):
 
 
 @pytest.fixture(scope="module")
-def toys():
-    train = trainer(AnyToy(), 60, shows([[-1.0], [0.0], [1.0]]))
-    program = compiled(jax.vmap(train, (None, 0)))
-    return program(floats(discount=0.9, anneal_updates=60), WhichToy(jnp.arange(5, dtype=jnp.int32)))
+def train_toys():
+    train = compiled(jax.vmap(trainer(AnyToy(), 60, shows([[-1.0], [0.0], [1.0]])), (None, 0)))
+    which = WhichToy(jnp.arange(5, dtype=jnp.int32))
+    return lambda **hparams: train(floats(discount=0.9, anneal_updates=60, **hparams), which)
+
+
+@pytest.fixture(scope="module")
+def toys(train_toys):
+    return train_toys()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,12 @@ def test_toys_reach_their_known_values_and_actions(toys, which, values, actions)
             assert int(toys["action"][member, i]) == actions[i]
     if actions != (None, None, None):
         assert late_return(toys)[member] > 0.95
+
+
+def test_a_reward_for_entropy_keeps_the_policy_undecided(train_toys):
+    undecided = train_toys(entropy_cost=10.0)
+    assert abs(late_return(undecided)[TOYS.index(toy.ActionChoice)]) < 0.3
+    np.testing.assert_allclose(undecided["metrics"]["entropy"][:, -1], np.log(2), atol=0.02)
 
 
 def test_multi_discrete_with_masks_and_a_critic_that_sees_more():
@@ -278,6 +289,23 @@ def test_the_learning_rate_anneals_to_nothing(second_update):
     assert changed(5, 10) == pytest.approx(whole / 2, rel=1e-3)
     assert changed(10, 10) == changed(11, 10) == 0.0
     assert changed(1000, 0) == pytest.approx(whole, rel=1e-3)
+
+
+def test_costs_and_limits_reach_what_they_name(second_update):
+    u = second_update
+    state = dataclasses.replace(u.collected, opt_state=jax.tree.map(jnp.zeros_like, u.collected.opt_state))
+
+    def changed(**hparams):
+        after, _ = u.learn(state, floats(**hparams), u.batch, u.data)
+        moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), after.params, state.params)["params"]
+        return tuple(max(jax.tree.leaves([moved[part], moved[f"{part}_head"]])) for part in ("actor", "critic"))
+
+    actor, critic = changed()
+    assert min(actor, critic) > 1e-3
+    without_values = changed(value_cost=0.0)
+    assert without_values[0] > 1e-3
+    assert without_values[1] == 0.0
+    assert max(changed(max_grad_norm=1e-9)) < 1e-5  # far below the epsilon of Adam
 
 
 # --- sweeps and programs
