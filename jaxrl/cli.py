@@ -153,6 +153,28 @@ def export(
         print(path)
 
 
+@app.command()
+def parity(
+    system: Annotated[str, typer.Argument(help="cyborg")],
+    path: Annotated[Path, typer.Argument(help="A folder with traces.npz and legend.json, perhaps stats.json.")],
+) -> None:
+    """Replay games recorded from the original and count what differs; exit status 0 only when nothing does."""
+    with _errors():
+        from jaxrl.run.config import ConfigError
+
+        if system != "cyborg":
+            raise ConfigError(f"can check cyborg, not {system!r}")
+        from envs_jax.security.cyborg.parity import check_folder
+
+        try:
+            report = check_folder(path)
+        except (ValueError, OSError) as error:
+            raise ConfigError(str(error)) from error
+        print(report)
+        if not report.passed:
+            raise typer.Exit(1)
+
+
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="envs, algorithms or configs")]) -> None:
     """List what there is."""

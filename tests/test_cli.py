@@ -77,6 +77,8 @@ def test_list_and_info():
         (["train", "--resume", "nowhere"], "nowhere holds no run"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["sweep", "ppo_cartpole", "--grid", "hparams.learning_rate"], "--grid has the form"),
+        (["parity", "chess", "."], "can check cyborg, not 'chess'"),
+        (["parity", "cyborg", "nowhere"], "nowhere"),
         (["list", "things"], "can list envs, algorithms or configs, not 'things'"),
     ],
 )

@@ -30,7 +30,7 @@ VALUES = {
     "hparams": {"learning_rate": 1e-3},
     "evaluation": {"every": 4, "num_episodes": 8},
     "checkpoint": {"every": 2},
-    "log": {"chunk": 2},
+    "log": {"chunk": 2, "tensorboard": False},
 }
 
 
@@ -228,6 +228,23 @@ def test_four_devices_equal_one(finished):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5)
     with pytest.raises(ValueError, match="must be a multiple of the 4 devices, got 6"):
         jaxrl.fit(make_config(VALUES, [*values, "num_devices=4", "config.num_envs=6"]), progress=False)
+
+
+@pytest.mark.slow
+def test_four_devices_learn_what_one_learns():
+    if jax.local_device_count() < 4:
+        pytest.skip("needs 4 (fake) devices")
+    values = ["evaluation.every=0", "checkpoint.every=0"]
+    for devices in (1, 4):
+        _, log = jaxrl.fit(jaxrl.load_config("ppo_cartpole", [*values, f"num_devices={devices}"]), progress=False)
+        assert log[-1]["evaluation/return"] >= 475
+
+
+def test_tensorboard_events_where_the_extra_is_installed(tmp_path):
+    pytest.importorskip("tensorboardX")
+    run = make_config(VALUES, ["num_updates=2", "evaluation.every=0", "log.tensorboard=true"])
+    jaxrl.fit(run, tmp_path / "r", progress=False)
+    assert list((tmp_path / "r" / "tensorboard").glob("events.*"))
 
 
 def test_num_devices_is_checked():

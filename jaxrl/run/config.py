@@ -72,7 +72,7 @@ class LogConfig:
 
     every: int = 1  # updates averaged into one line of metrics
     chunk: int = 0  # updates per compiled call; 0: chosen to divide everything else
-    tensorboard: bool = False
+    tensorboard: bool = True  # write TensorBoard events too, where the extra `log` is installed
 
     def __post_init__(self) -> None:
         _at_least("log.every", self.every, 1)

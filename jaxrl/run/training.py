@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl.results.metrics import MetricsWriter, TensorBoardWriter, Writer, plain_row, truncate
+from jaxrl.results.metrics import MetricsWriter, TensorBoardWriter, Writer, plain_row, tensorboard_installed, truncate
 from jaxrl.run.checkpoint import CheckpointWriter, restore_newest, write_json
 from jaxrl.run.folder import RunFolder
 from jaxrl.run.host import HostProgram
@@ -99,7 +99,7 @@ class Training:
         """
         run, program = self.program.run, self.program
         self._writers = [MetricsWriter(member.metrics) for member in self.members]
-        if run.log.tensorboard:
+        if run.log.tensorboard and tensorboard_installed():
             purge = self.position.update * program.agent.steps_per_update
             self._events = [TensorBoardWriter(member.tensorboard, purge or None) for member in self.members]
         with contextlib.closing(self), _StopRequest() as stop, self.progress:
