@@ -115,7 +115,7 @@ def restore(path: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
                 f"{path} is of another configuration: {name} is {theirs} there and {mine} in this run"
             )
     try:
-        arrays = ocp.PyTreeCheckpointer().restore(path / "arrays")
+        arrays = ocp.PyTreeCheckpointer().restore((path / "arrays").absolute())
     except Exception as error:  # whatever the reader says of damaged files
         raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     for name, entry in stored.items():
