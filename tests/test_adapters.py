@@ -5,10 +5,10 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from revealed_game import PAYOFFS
 
 import envs_jax
 from envs_jax.adapters.host import HostEpisode
+from revealed_game import PAYOFFS
 
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils.env_checker import check_env  # noqa: E402

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from poolflip_play import Result, assert_within, play
 
 import envs_jax
 from envs_jax.games import flipit_theory as theory
 from envs_jax.games.flipit import FlipIt
 from envs_jax.spaces import Discrete
+from poolflip_play import Result, assert_within, play
 
 # beta_0 and beta_1 in continuous time.
 CONTINUOUS = [

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from poolflip_play import assert_within, play
 
 import envs_jax
 from envs_jax.games import heuristics
 from envs_jax.versus import agent_view
 from jaxrl.rollout import episodes
+from poolflip_play import assert_within, play
 
 R, T = 3, 256
 TABLE_NAMES = ("sleep", "periodic(4)", "exponential(0.25)", "uniform(4,2)", "guard(2)", "burst(6,18)")

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from poolflip_reference import Reference
 
 import envs_jax
 from envs_jax.games.poolflip import UTILITIES, PoolFlip
 from envs_jax.spaces import Discrete
 from envs_jax.testing import check_environment
+from poolflip_reference import Reference
 
 KEY = jax.random.key(0)
 SLEEP, STATE_FIELDS = (

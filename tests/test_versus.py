@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from revealed_game import PAYOFFS, RevealedGame, act, play, start
 
 import envs_jax
 from envs_jax.control.cartpole import CartPole
 from envs_jax.testing import check_environment
 from envs_jax.versus import Versus, versus_params
+from revealed_game import PAYOFFS, RevealedGame, act, play, start
 
 
 def make_versus(role="row", opponents=("always(0)", "always(1)", "mirror")):
