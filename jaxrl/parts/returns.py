@@ -84,8 +84,7 @@ def n_step_targets(
         The discounted sum of rewards up to and with the first ending; the factor of the bootstrap value (0 after a
         termination); the index of the step whose successor is bootstrapped from, i32.
     """
-    alive = jnp.concatenate([jnp.ones(1, bool), ~jnp.cumsum(ended)[:-1].astype(bool)])
-    powers = discount ** jnp.arange(rewards.shape[0])
-    last = jnp.sum(alive, dtype=jnp.int32) - 1
+    step = jnp.arange(rewards.shape[0], dtype=jnp.int32)
+    last = jnp.min(jnp.where(ended, step, step[-1]))
     factor = discount ** (last + 1).astype(jnp.float32) * jnp.where(terminated[last], 0.0, 1.0)
-    return jnp.sum(jnp.where(alive, powers * rewards, 0.0)), factor, last
+    return jnp.sum(jnp.where(step <= last, discount**step * rewards, 0.0)), factor, last
