@@ -94,7 +94,8 @@ class HostProgram:
         over = jax.vmap(self.agent.act, (None, 0, 0, 0, None))  # type: ignore[arg-type]
         self._act = jax.jit(lambda p, carry, step, key, greedy: over(p, carry, step, jax.random.split(key, step.reward.shape[0]), greedy), static_argnums=4)  # fmt: skip  # noqa: E501
         self._start = jax.jit(self._fresh_carry, static_argnums=2)
-        self._learn = jax.jit(lambda state, batch: self.agent.learn(state, self.hparams, batch, self.data))  # type: ignore[misc]
+        # The state is donated, as in `Program`: a replay buffer would be copied at every update.
+        self._learn = jax.jit(self._learn_from, donate_argnums=0)
         self._time_step: TimeStep | None = None
 
     def init(self) -> PyTree:
@@ -136,6 +137,10 @@ class HostProgram:
             t += 1
         envs.close()
         return Episodes(returns, lengths, terminated, {})  # type: ignore[arg-type]
+
+    def _learn_from(self, state: PyTree, batch: Batch) -> tuple[PyTree, Any]:
+        assert self.agent.learn is not None
+        return self.agent.learn(state, self.hparams, batch, self.data)
 
     def _collect(self, state: PyTree) -> Batch:
         policy = self._policy(state)
