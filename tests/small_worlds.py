@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from envs_jax.control import toy
 from envs_jax.core import Environment, EnvParams, constant, time_step
 from envs_jax.spaces import Box, Discrete, MultiDiscrete
 
@@ -183,3 +184,32 @@ class Target(OneStep):
 
     def action_space(self, params):
         return Box([0.0, -2.0], [10.0, 2.0], (2,))
+
+
+TOYS = (toy.ConstantReward, toy.ObservedValue, toy.Discounting, toy.ActionChoice, toy.ObservedAction)
+
+
+@struct.dataclass
+class WhichToy(EnvParams):
+    which: jax.Array = constant(0, jnp.int32)
+
+
+class AnyToy(toy.Toy):
+    """One of the five, by a parameter: so that one program trains them all side by side."""
+
+    max_steps = 2
+    toys = tuple(kind() for kind in TOYS)
+    default_params = property(lambda self: WhichToy())
+
+    def reset(self, key, params):
+        return jax.lax.switch(params.which, [env.reset for env in self.toys], key, None)
+
+    def step(self, key, state, action, params):
+        return jax.lax.switch(params.which, [env.step for env in self.toys], key, state, action, None)
+
+
+def shows(observations, **fields):
+    """Time steps [n] as after a reset."""
+    observations = jnp.asarray(observations)
+    zeros = jnp.zeros(len(observations))
+    return time_step(observations, zeros, zeros, zeros).replace(**fields)

@@ -7,22 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 
 import envs_jax
-import jaxrl
 from envs_jax.control import toy
-from envs_jax.core import EnvParams, EnvSpec, constant, time_step
+from envs_jax.core import EnvSpec
 from envs_jax.games.matrix_game import MatrixGame
 from envs_jax.spaces import Box, Discrete
 from envs_jax.wrappers import FrameStack
 from jaxrl.algorithms.ppo import PPOConfig, PPOHParams, make_ppo
 from jaxrl.loop import scan_updates
 from jaxrl.parts.networks import NetworkConfig
-from jaxrl.run.program import play_evaluation
 from jaxrl.types import Data
-from programs import compiled, equations
-from small_worlds import BrightCorner, Counter, MaskedPairs, Recall, RecallParams, Target
+from programs import compiled, equations, evaluation_returns
+from small_worlds import TOYS, AnyToy, BrightCorner, Counter, MaskedPairs, Recall, RecallParams, Target, WhichToy, shows
 
 BASE = PPOConfig(num_envs=32, unroll_length=8, num_minibatches=2, network=NetworkConfig(hidden_sizes=(16,)))
 GRU = NetworkConfig(torso="gru", hidden_sizes=(8,), gru_size=8)
@@ -52,39 +49,11 @@ def trainer(env, num_updates, shown=None, **config):
     return train
 
 
-def shows(observations, **fields):
-    """Time steps [n] as after a reset."""
-    observations = jnp.asarray(observations)
-    zeros = jnp.zeros(len(observations))
-    return time_step(observations, zeros, zeros, zeros).replace(**fields)
-
-
 def late_return(result, num_updates=5):
     return np.asarray(result["metrics"]["episode/return"])[..., -num_updates:].mean(-1)
 
 
 # --- known answers
-
-TOYS = (toy.ConstantReward, toy.ObservedValue, toy.Discounting, toy.ActionChoice, toy.ObservedAction)
-
-
-@struct.dataclass
-class WhichToy(EnvParams):
-    which: jax.Array = constant(0, jnp.int32)
-
-
-class AnyToy(toy.Toy):
-    """One of the five, by a parameter: so that one program trains them all side by side."""
-
-    max_steps = 2
-    toys = tuple(kind() for kind in TOYS)
-    default_params = property(lambda self: WhichToy())
-
-    def reset(self, key, params):
-        return jax.lax.switch(params.which, [env.reset for env in self.toys], key, None)
-
-    def step(self, key, state, action, params):
-        return jax.lax.switch(params.which, [env.step for env in self.toys], key, state, action, None)
 
 
 @pytest.fixture(scope="module")
@@ -430,21 +399,6 @@ def test_without_an_environment_there_is_nothing_to_collect():
 
 
 # --- the shipped configurations
-
-
-def evaluation_returns(name, num_seeds):
-    """Mean evaluation return of each of `num_seeds` seeds of a configuration, trained side by side."""
-    run = jaxrl.load_config(name)
-    (env, _), agent, data = jaxrl.make_env(run), jaxrl.make_algorithm(run), jaxrl.load_data(run)
-    assert run.num_updates * agent.steps_per_update <= 500_000
-    assert run.evaluation.num_episodes == 20
-
-    def train(seed):
-        state = agent.init(jax.random.key(seed), run.hparams, data)
-        state, _ = scan_updates(agent, state, run.hparams, run.num_updates, data)
-        return play_evaluation(run, env, agent, state, data).episode_return.mean()
-
-    return np.asarray(jax.jit(jax.vmap(train))(jnp.arange(num_seeds)))
 
 
 @pytest.mark.slow
