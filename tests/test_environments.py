@@ -14,7 +14,12 @@ from envs_jax.spaces import Box, Discrete
 from envs_jax.testing import check_environment
 
 
-@pytest.mark.parametrize("name", envs_jax.names())
+# Variants of an environment whose first one stays in the fast set.
+VARIANTS = ("poolflip-r1", "poolflip-r10", "cyborg-cage2-extended", "cyborg-network", "cyborg-duel")
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in envs_jax.names()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_registered_environment_keeps_the_protocol(name):
     check_environment(*envs_jax.make(name))
 

@@ -115,7 +115,9 @@ def test_a_folder_is_never_overwritten(finished):
 
 def test_a_checkpoint_of_another_configuration_is_refused(finished, tmp_path):
     _, folder, _, _ = finished
-    with pytest.raises(CheckpointError, match=r"is of another configuration: .*16.* there and .*8.* in this run"):
+    with pytest.raises(
+        CheckpointError, match=r"is of another configuration: \S+ is float32\S+ there and float32\S+ in this run"
+    ):
         jaxrl.fit(
             RunFolder(folder).load_run(["config.network.hidden_sizes=[8]", "num_updates=16"]),
             folder,
