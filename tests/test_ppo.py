@@ -229,10 +229,9 @@ def test_observation_statistics_are_those_of_all_collected_observations(second_u
     np.testing.assert_allclose(statistics.squares / statistics.count, seen.var(0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("second_update", ["mlp"], indirect=True)
 def test_learn_after_collect_is_update(second_update):
     u = second_update
-    if u.request.param == "gru":
-        pytest.skip("one network is enough")
     state, metrics = compiled(u.agent.update)(u.before, u.frozen, u.data)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, u.metrics)
     np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(u.after.key))

@@ -10,7 +10,7 @@ import pytest
 
 from envs_jax.games.matrix_game import MatrixGame
 from envs_jax.versus import Versus, versus_params
-from jaxrl.rollout import episodes, start_rollout, unroll
+from jaxrl.rollout import any_of_all, episodes, start_rollout, unroll
 from jaxrl.types import episode_metrics
 from programs import compiled, equations
 from small_worlds import BANK_SIZE, Counter
@@ -147,6 +147,23 @@ def test_permuting_the_environments_permutes_the_result():
         np.testing.assert_array_equal(one[:, order], other)
     assert len({column.tobytes() for column in np.asarray(steps[1]).T}) == 3  # they do differ
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), stats, other_stats)
+
+
+def test_a_sweep_asks_once_whether_any_episode_ended():
+    """Of all members at once: only then does a step at which none ended compute no reset."""
+    ended = jnp.array([[[False, False], [False, True]], [[False, False], [False, False]]])
+    for mask, expected in ((ended, True), (jnp.zeros_like(ended), False)):
+        found = jax.vmap(jax.vmap(any_of_all))(mask)
+        np.testing.assert_array_equal(found, np.full((2, 2), expected))
+    env = Counter()
+    arguments = (env, (start, act), jnp.int32(0), env.default_params)
+
+    def play(key):
+        return unroll(*arguments, start_rollout(*arguments, key, B), key, T)
+
+    jaxpr = jax.make_jaxpr(jax.vmap(play))(jax.random.split(jax.random.key(0), 3))
+    conditions = [equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "cond"]
+    assert [equation.invars[0].aval.shape for equation in conditions] == [()]
 
 
 # --- several agents
