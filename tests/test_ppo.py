@@ -395,16 +395,3 @@ def test_without_an_environment_there_is_nothing_to_collect():
     assert agent.steps_per_update == 32 * 8
     state = jax.eval_shape(agent.init, jax.random.key(0), floats(), Data())
     assert state.rollout is None
-
-
-# --- the shipped configurations
-
-
-@pytest.mark.slow
-def test_cartpole_is_solved():
-    assert (evaluation_returns("ppo_cartpole", 10) >= 475).sum() >= 9
-
-
-@pytest.mark.slow
-def test_pendulum_is_solved():
-    assert (evaluation_returns("ppo_pendulum", 5) >= -250).all()
