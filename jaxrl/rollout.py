@@ -113,12 +113,11 @@ def unroll(
     start, act = policy
     num_envs = rollout.episode_length.shape[0]
     params = EpisodeParams(env, env_params)
-    key_params, key_steps = jax.random.split(key)
+    key_params, key_play, key_begin = jax.random.split(key, 3)
     fresh_params = params.draw(jax.random.split(key_params, num_envs))
 
-    def step(rollout: Rollout, key: Array) -> tuple[Rollout, tuple[Transition, EpisodeStats]]:
-        key_play, key_begin = jax.random.split(key)
-        key_act, key_step = jax.random.split(key_play, (2, num_envs))
+    def step(rollout: Rollout, keys: tuple[Array, Array]) -> tuple[Rollout, tuple[Transition, EpisodeStats]]:
+        (key_act, key_step), key_begin = keys
         before = rollout.time_step
         action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
             policy_params, rollout.carry, before, key_act, False
@@ -158,7 +157,9 @@ def unroll(
         return jax.lax.cond(any_of_all(ended), begin, go_on), (transition, stats)
 
     first_carry, first_return = rollout.carry, rollout.discounted_return
-    rollout, (transitions, stats) = jax.lax.scan(step, rollout, jax.random.split(key_steps, num_steps))
+    # All keys at once: with few environments a call of the generator costs more than the numbers it makes.
+    keys = (jax.random.split(key_play, (num_steps, 2, num_envs)), jax.random.split(key_begin, num_steps))
+    rollout, (transitions, stats) = jax.lax.scan(step, rollout, keys)
     total = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), stats)
     return rollout, Batch(transitions, first_carry, first_return, total)
 
