@@ -47,7 +47,8 @@ def sample_leaves(tree: SumTree, key: Array, num_samples: int) -> tuple[Array, A
             values = level[group]
             # A product adds up every prefix in the same order: they ascend, and are equal where a value is 0.
             prefix = jnp.dot(values, earlier, precision=jax.lax.Precision.HIGHEST)
-            threshold = jnp.minimum(threshold, prefix[-1] * (1.0 - 2.0**-23))  # rounding above must not lead outside
+            # Rounding on the level above must lead neither before the first value nor past the last one.
+            threshold = jnp.clip(threshold, 0.0, prefix[-1] * (1.0 - 2.0**-23))
             child = jnp.minimum(jnp.sum(prefix <= threshold, dtype=jnp.int32), RADIX - 1)
             value = values[child]
             threshold -= prefix[child] - value
