@@ -18,7 +18,7 @@ from jaxrl.algorithms.ppo import PPOConfig, PPOHParams, make_ppo
 from jaxrl.loop import scan_updates
 from jaxrl.parts.networks import NetworkConfig
 from jaxrl.types import Data
-from programs import compiled, equations, evaluation_returns
+from programs import compiled, equations
 from small_worlds import TOYS, AnyToy, BrightCorner, Counter, MaskedPairs, Recall, RecallParams, Target, WhichToy, shows
 
 BASE = PPOConfig(num_envs=32, unroll_length=8, num_minibatches=2, network=NetworkConfig(hidden_sizes=(16,)))

@@ -1,12 +1,8 @@
 """The shipped configurations of PPO reach their returns, on seeds trained side by side."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import jaxrl
-from jaxrl.run.program import play_evaluation
+from programs import evaluation_returns
 
 
 @pytest.mark.slow
