@@ -52,6 +52,7 @@ def test_evaluate_render_plot_export(run_dir, tmp_path):
         assert (run_dir / f"policy.{format}").exists()
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path):
     output = succeed("sweep", *TINY, "--seeds", "2", "--grid", "hparams.learning_rate=1e-4,1e-3", "--run-dir", tmp_path)
     assert "hparams.learning_rate" in output

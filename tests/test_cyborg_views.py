@@ -259,6 +259,7 @@ def test_generated_networks():
     assert walks >= {8, 15, 22}  # one, two and three hops
 
 
+@pytest.mark.slow
 def test_red_reaches_the_jewel_of_networks_drawn_per_episode():
     env = Cyborg(network=TREES, max_steps=100)
     params = env.default_params
@@ -305,6 +306,7 @@ def duel():
     return env, env.default_params, jax.jit(env.step)
 
 
+@pytest.mark.slow
 def test_bline_in_the_duel_is_bline(duel):
     env, params, step = duel
     alone = Cyborg("bline")

@@ -14,7 +14,7 @@ from envs_jax.spaces import Box, Discrete
 from envs_jax.testing import check_environment
 
 # Variants of an environment whose first one stays in the fast set.
-VARIANTS = ("poolflip-r1", "poolflip-r10", "cyborg-cage2-extended", "cyborg-network", "cyborg-duel")
+VARIANTS = ("flipit", "poolflip-r1", "poolflip-r10", "cyborg-cage2-extended", "cyborg-network", "cyborg-duel")
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in envs_jax.names()]
 
 

@@ -61,6 +61,7 @@ def check_table(num_episodes: int) -> None:
             assert_within(cell, expected, reference_error, f"{what} of {' v '.join(pair)}")
 
 
+@pytest.mark.slow
 def test_cross_play():
     check_table(num_episodes=128)
 
@@ -195,6 +196,7 @@ def test_rules_that_never_pay_sleep(alone):
 # As opponents and as a learner's policy.
 
 
+@pytest.mark.slow
 def test_guard_against_the_training_mixture():
     """Either role's margin of guard(2) over the uniform mixture of the first four columns (rows) of the table."""
     env, params = envs_jax.make("poolflip-r3", role="blue", opponents=list(TABLE_NAMES[:4]))

@@ -45,6 +45,7 @@ def test_both_prisoners_learn_to_defect():
     assert agent.steps_per_update == 2 * 16 * 4
 
 
+@pytest.mark.slow
 def test_each_learner_is_ppo_on_its_own_role():
     """The batch of a role is what a PPO of that role would have collected, mask and rewards included."""
     env = RevealedGame()

@@ -278,6 +278,7 @@ def test_masks_forbid_what_is_known_to_be_useless():
     )
 
 
+@pytest.mark.slow
 def test_protocol_with_all_options():
     options = {"observation_mode": "paper", "tie": "random", "mask_known_flips": True, "flip_success": 0.7}
     check_environment(*envs_jax.make("poolflip-r1", horizon=5, **options))

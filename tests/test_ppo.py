@@ -133,6 +133,7 @@ def test_frames_remember_as_far_as_they_reach_and_no_further():
     assert abs(beyond) < 0.25
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_remembers():
     train = compiled(trainer(Recall(), 60, network=GRU, num_envs=64, unroll_length=10))
     assert late_return(train(floats())) > 0.9
