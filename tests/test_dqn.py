@@ -38,8 +38,14 @@ class MaskedCounter(Counter):
         super().__init__(random_length=True)
 
     def show(self, count, params, reward, key):
-        legal = jnp.where(count < 5, jnp.arange(3) != count % 3, jnp.arange(3) == 2)
-        return super().show(count, params, reward, key).replace(legal_actions=legal)
+        return super().show(count, params, reward, key).replace(legal_actions=legal_by(jnp, count))
+
+
+def legal_by(numpy, count):
+    """Legal actions `[..., 3]` of a `MaskedCounter`."""
+    actions = numpy.arange(3).reshape((1,) * numpy.ndim(count) + (3,))
+    count = numpy.expand_dims(count, -1)
+    return numpy.where(count < 5, actions != count % 3, actions == 2)
 
 
 def network_of(config, num_actions):
@@ -128,14 +134,19 @@ def runs():
     )  # fmt: skip
     env = MaskedCounter()
     agent, data = make_dqn(config, env), Data(env_params=env.default_params)
-    hparams = floats(tau=0.75, discount=0.9, huber_threshold=3.0, epsilon_end=1.0)
+    hparams = floats(tau=0.75, discount=0.9, huber_threshold=3.0, epsilon_end=1.0, anneal_updates=10.0)
     update, collect, learn = compiled(agent.update), compiled(agent.collect), compiled(agent.learn)
     states, rows = [compiled(agent.init)(jax.random.key(1), hparams, data)], []
-    for _ in range(6):
+    for _ in range(5):
         state, metrics = update(states[-1], hparams, data)
         states.append(state)
         rows.append(metrics)
-    collected, batch = collect(states[-2], hparams, data)
+    # A target network that ranks the actions otherwise than the network does.
+    layers = state.params["params"]
+    reverse = {"params": {**layers, "head": jax.tree.map(jnp.negative, layers["head"])}}
+    before = dataclasses.replace(state, target_params=reverse)
+    whole, whole_metrics = update(before, hparams, data)
+    collected, batch = collect(before, hparams, data)
     after, metrics = learn(collected, hparams, batch, data)
     return SimpleNamespace(**locals())
 
@@ -145,8 +156,8 @@ def test_the_second_update_does_not_recompile(runs):
 
 
 def test_learn_after_collect_is_update(runs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), runs.metrics, runs.rows[-1])
-    whole, parts = (dataclasses.replace(s, key=jax.random.key_data(s.key)) for s in (runs.states[-1], runs.after))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), runs.metrics, runs.whole_metrics)
+    whole, parts = (dataclasses.replace(s, key=jax.random.key_data(s.key)) for s in (runs.whole, runs.after))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, parts)
 
 
@@ -176,8 +187,17 @@ def test_the_target_network_follows_at_its_period(runs):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.target_params, expected)
 
 
+def test_the_learning_rate_anneals_to_nothing(runs):
+    over = dataclasses.replace(runs.hparams, anneal_updates=jnp.float32(5.0))
+    after, metrics = runs.learn(runs.collected, over, runs.batch, runs.data)
+    jax.tree.map(np.testing.assert_array_equal, after.params, runs.collected.params)
+    assert float(metrics["grad_norm"]) > 0.1
+
+
 def test_collected_actions_are_legal(runs):
     steps = runs.batch.transitions
+    np.testing.assert_array_equal(steps.legal_actions, legal_by(np, np.asarray(steps.observation)[..., 0]))
+    np.testing.assert_array_equal(steps.next_legal_actions, legal_by(np, np.asarray(steps.next_observation)[..., 0]))
     chosen = np.take_along_axis(np.asarray(steps.legal_actions), np.asarray(steps.action)[..., None], -1)
     assert chosen.all()
     assert not np.asarray(steps.legal_actions).all()
@@ -206,7 +226,7 @@ def test_loss_and_priorities_equal_a_plain_loop(runs):
         )
     )
 
-    errors, chosen, seen = [], [], set()
+    errors, chosen, seen, other_choices = [], [], set(), 0
     for index in np.asarray(sample.index):
         env, first = divmod(int(index), length)
         total = 0.0
@@ -217,15 +237,17 @@ def test_loss_and_priorities_equal_a_plain_loop(runs):
                 break
         seen |= {(k, bool(steps.terminated[at]), bool(steps.truncated[at]))}
         best = np.argmax(np.where(steps.next_legal_actions[at], online[at], -np.inf))
+        other_choices += best != np.argmax(np.where(steps.next_legal_actions[at], target[at], -np.inf))
         if not steps.terminated[at]:
             total += 0.9 ** (k + 1) * target[at][best]
         chosen.append(values[env, first, steps.action[env, first]])
         errors.append(total - chosen[-1])
     # Windows that are whole, and windows cut by either ending.
     assert {(2, False, False), (1, True, False), (1, False, True)} <= seen
+    assert other_choices > 0
 
     errors, density = np.abs(errors), priorities[sample.index] / priorities.sum() * np.count_nonzero(priorities)
-    weights = density**-0.4
+    weights = density**-0.7  # the importance exponent is half-way from 0.4 to 1: 5 of 10 updates are over
     huber = np.where(errors <= 3.0, errors**2 / 2, 3.0 * (errors - 1.5))
     assert np.ptp(weights) > 0.1
     assert (errors > 3.0).any()
