@@ -66,7 +66,9 @@ class PSROConfig(Generic[ConfigT]):
     num_episodes: int = 256  # E, per payoff entry
     num_groups: int = 16  # opponents in play at a time in training; see `Population`
     max_steps: int = 0  # bound of an episode; 0: the game's own
-    output: str = "meta"  # what acts in the end: the meta-strategy, all learned members alike, or the last one
+    # What acts in the end: the meta-strategy, the learned members with equal probability, or the last one alone, as the
+    # oracle's own policy (which can be exported: it draws nothing when an episode starts).
+    output: str = "meta"
     oracle: OracleConfig[ConfigT] = dataclasses.field(default_factory=OracleConfig[ConfigT])
 
     def __post_init__(self) -> None:
@@ -79,6 +81,11 @@ class PSROConfig(Generic[ConfigT]):
         for name, low in (("capacity", 1), ("num_episodes", 1), ("num_groups", 0), ("max_steps", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"config.{name} must be at least {low}, got {getattr(self, name)}")
+        num_envs = getattr(self.oracle.config, "num_envs", None)
+        if self.num_groups and num_envs and num_envs % self.num_groups:
+            raise ValueError(
+                f"config.num_groups={self.num_groups} must divide config.oracle.config.num_envs = {num_envs}"
+            )
 
     @property
     def num_initial(self) -> int:
@@ -136,13 +143,13 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
     solve = make_meta_solver(config.meta_solver, zero_sum=getattr(game, "zero_sum", False), **options)
     names = [*(config.heuristics if config.initial == "heuristics" else ("untrained",))]
     names += [f"learned_{k}" for k in range(config.capacity)]
-    one_role = isinstance(env, Versus)
+    one_role, every = isinstance(env, Versus), jnp.arange(num_slots)
 
     def game_params(data: Data) -> Any:
         return data.env_params.game if one_role else data.env_params
 
     def active(num_updates: Array) -> Array:
-        return jnp.arange(num_slots) < num_initial + num_updates
+        return every < num_initial + num_updates
 
     def meta_game(payoffs: Array, num_updates: Array) -> Any:
         return make_meta_game(payoffs, (active(num_updates),) * 2)
@@ -187,7 +194,7 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
 
     def update(state: PSROState, hparams: PyTree, data: Data) -> tuple[PSROState, Metrics]:
         key, key_oracles = jax.random.split(state.key)
-        slot, every = num_initial + state.num_updates, jnp.arange(num_slots)
+        slot = num_initial + state.num_updates
         responses, training = population.best_responses(
             key_oracles, hparams, game_params(data), state.params, state.strategies
         )
@@ -234,36 +241,34 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
         metrics = {name: jnp.sum(x) if name == "episode/count" else jnp.mean(x) for name, x in training.items()}
         return metrics | {f"{name}/{role}": x[i] for name, x in training.items() for i, role in enumerate(roles)}
 
-    def weights(state: PSROState) -> Array:
-        """What acts in the end, f32 `[2, M]`."""
-        if config.output == "meta":
-            return state.strategies
-        index, count = jnp.arange(num_slots), jnp.maximum(state.num_updates, 1)
-        last = num_initial + count - 1
-        chosen = index == last if config.output == "last" else (index >= num_initial) & (index <= last)
-        return jnp.broadcast_to(chosen.astype(jnp.float32), (2, num_slots))
-
-    def policy(state: PSROState, data: Data) -> Mixture:
-        both = Mixture(state.params, weights(state))
+    def policy(state: PSROState, data: Data) -> PyTree:
+        learned = (every >= num_initial) & active(jnp.maximum(state.num_updates, 1))
+        if config.output == "last":
+            both = take(state.params.network, (slice(None), jnp.sum(learned) + num_initial - 1))
+        elif config.output == "learned":
+            both = Mixture(state.params, jnp.broadcast_to(learned.astype(jnp.float32), (2, num_slots)))
+        else:
+            both = Mixture(state.params, state.strategies)
         return take(both, data.env_params.role) if one_role else both
 
-    start, act = mix(population.policy) if one_role else play_together(mix(population.policy))
+    oracle: Any = population.oracle
+    alone = (oracle.start, oracle.act) if config.output == "last" else mix(population.policy)
+    start, act = alone if one_role else play_together(alone)
     return Algorithm(
         init=init,
         update=update,
         policy=policy,
         start=start,
         act=act,
-        steps_per_update=2 * config.oracle.num_updates * population.oracle.steps_per_update,
+        steps_per_update=2 * config.oracle.num_updates * oracle.steps_per_update,
+        export=oracle.export if one_role and config.output == "last" else None,
     )
 
 
 def specialise(settings: dict[str, Any]) -> Recipe:
     """The recipe for the oracle that a configuration file names; its schedules end with each best response."""
-    config = settings.setdefault("config", {})
-    oracle = config.setdefault("oracle", {}) if isinstance(config, dict) else {}
-    if not isinstance(oracle, dict):
-        raise ValueError(f"config.oracle must be a table, got {oracle!r}")
+    config = _table(settings, "config", "config")
+    oracle = _table(config, "oracle", "config.oracle")
     recipe = algorithms.find(str(oracle.get("algorithm", OracleConfig.algorithm)))
     if recipe.specialise is not None:
         raise ValueError(f"config.oracle.algorithm must train one agent, got {oracle['algorithm']!r}")
@@ -271,9 +276,17 @@ def specialise(settings: dict[str, Any]) -> Recipe:
     if isinstance(capacity, int) and isinstance(num_updates, int) and num_updates > capacity:
         raise ValueError(f"config.capacity={capacity} is too small for the {num_updates} members that the run adds")
     if "anneal_updates" in {field.name for field in dataclasses.fields(recipe.hparams)}:
-        hparams = settings.setdefault("hparams", {})
-        hparams.setdefault("anneal_updates", oracle.get("num_updates", OracleConfig.num_updates))
+        _table(settings, "hparams", "hparams").setdefault(
+            "anneal_updates", oracle.get("num_updates", OracleConfig.num_updates)
+        )
     return Recipe(make_psro, PSROConfig[recipe.config], recipe.hparams)  # type: ignore[arg-type,name-defined]
+
+
+def _table(values: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    table = values.setdefault(key, {})
+    if not isinstance(table, dict):
+        raise ValueError(f"{name} must be a table, got {table!r}")
+    return table
 
 
 PSRO = Recipe(make_psro, PSROConfig, object, specialise)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs_jax.core import Array, PyTree, TimeStep
+from envs_jax.core import Array, PyTree, TimeStep, draw_index
 
 Policy = tuple[Callable[..., Any], Callable[..., Any]]
 
@@ -48,7 +48,7 @@ def mix(policy: Policy) -> Policy:
 
     def start_one(mixture: Mixture, key: Array) -> tuple[Array, PyTree]:
         key_draw, key_start = jax.random.split(key)
-        member = jax.random.categorical(key_draw, jnp.log(mixture.weights)).astype(jnp.int32)
+        member = draw_index(key_draw, mixture.weights)
         return member, start(_take(mixture.members, member), key_start)
 
     def act_one(mixture: Mixture, carry: tuple, time_step: TimeStep, key: Array, deterministic: bool) -> tuple:
@@ -66,10 +66,12 @@ def systematic_draw(key: Array, weights: Array, num_draws: int) -> Array:
     floor or ceil of n w_j / sum(w) times, on average exactly that often; an index of weight 0 never comes.
     Consumes `key`. Source: Carpenter, Clifford, Fearnhead 1999.
     """
-    cumulative = jnp.cumsum(weights)
-    positions = (jnp.arange(num_draws) + jax.random.uniform(key)) / num_draws * cumulative[-1]
-    positions = jnp.minimum(positions, jnp.nextafter(cumulative[-1], 0.0))  # rounding may reach the end
-    return jnp.sum(cumulative[None, :] <= positions[:, None], axis=1, dtype=jnp.int32)
+    # As in `draw_index`: a parallel sum need not be flat where 0 is added, nor may rounding reach its end.
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights), 0.0)
+    total = jnp.max(cumulative)
+    positions = (jnp.arange(num_draws) + jax.random.uniform(key)) / num_draws * total
+    positions = jnp.minimum(positions, jnp.nextafter(total, 0.0))
+    return jnp.argmax(cumulative[None, :] > positions[:, None], axis=1).astype(jnp.int32)
 
 
 def _take(tree: PyTree, index: Array) -> PyTree:
