@@ -124,12 +124,19 @@ class Program:
         def evaluation(state: PyTree, data: Data) -> Episodes:
             return play_evaluation(run, env, self.agent, state, data)
 
-        over = (lambda f, axes: jax.vmap(f, axes)) if batched else (lambda f, axes: f)
+        mesh = None if run.num_devices == 1 else sharding.make_mesh(run.num_devices)
+
+        def over(function: Callable[..., Any], axes: tuple) -> Callable[..., Any]:
+            """`function` of all members: those of a device are its own business, so that no device waits for another."""
+            if not batched:
+                return function
+            function = jax.vmap(function, axes)
+            return function if mesh is None else sharding.split_members(function, mesh, axes)
+
         init = over(self.agent.init, (0, 0, None))
         self.state_shape = jax.eval_shape(init, self.keys, self.hparams, self.data)
         states, whole = None, None
-        if run.num_devices != 1:
-            mesh = sharding.make_mesh(run.num_devices)
+        if mesh is not None:
             states = sharding.state_sharding(self.state_shape, mesh, members=batched)
             whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.state_shape = jax.tree.map(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +47,19 @@ def state_sharding(state: PyTree, mesh: Mesh, *, members: bool = False) -> PyTre
         return shardings
     _check_divides(rollout, mesh.size, "config.num_envs")
     return dataclasses.replace(shardings, rollout=jax.tree.map(lambda _: split, rollout))
+
+
+def split_members(function: Callable[..., PyTree], mesh: Mesh, axes: Sequence[int | None]) -> Callable[..., PyTree]:
+    """`function` on each device's share of the members, without communication.
+
+    Args:
+        function: its results lead with the member axis.
+        mesh: from `make_mesh`.
+        axes: for each argument 0, if it leads with the member axis too, or None.
+    """
+    members, whole = PartitionSpec("batch"), PartitionSpec()
+    specs = tuple(whole if axis is None else members for axis in axes)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=members, check_vma=False)
 
 
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
