@@ -225,6 +225,7 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
             minibatch = jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds", unique_indices=True), items)
             gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, hparams)
             vector, unravel = ravel_pytree(gradient)
+            change: Any
             metrics["grad_norm"] = jnp.sqrt(jnp.sum(jnp.square(vector)))
             change, opt_state = update(vector, opt_state)
             return (optax.apply_updates(params, unravel(change)), opt_state), metrics

@@ -127,7 +127,7 @@ class Program:
         mesh = None if run.num_devices == 1 else sharding.make_mesh(run.num_devices)
 
         def over(function: Callable[..., Any], axes: tuple) -> Callable[..., Any]:
-            """`function` of all members: those of a device are its own business, so that no device waits for another."""
+            """`function` of all members; each device computes its own, so that none waits for another."""
             if not batched:
                 return function
             function = jax.vmap(function, axes)
