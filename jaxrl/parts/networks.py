@@ -49,7 +49,21 @@ class NetworkConfig:
 
 def dense(size: int, scale: float, name: str | None = None) -> nn.Dense:
     """A dense layer with orthogonal weights and zero biases."""
-    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale), name=name)
+    return nn.Dense(size, kernel_init=orthogonal(scale), name=name)
+
+
+def orthogonal(scale: float) -> Any:
+    """Orthogonal weights; under `vmap` one matrix after the other.
+
+    On a CPU a batched decomposition asks for threads of the pool in which the devices run: with as many devices as
+    cores each waits for the others, for ever.
+    """
+    draw = nn.initializers.orthogonal(scale)
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.custom_batching.sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return init
 
 
 class Torso(nn.Module):
