@@ -11,8 +11,8 @@ from envs_jax.core import EnvSpec
 from jaxrl.algorithms.ippo import by_role, make_ippo
 from jaxrl.algorithms.ppo import PPOConfig, PPOHParams, make_ppo
 from jaxrl.loop import scan_updates
-from jaxrl.parts.bank import take
 from jaxrl.parts.networks import NetworkConfig
+from jaxrl.parts.roles import take
 from jaxrl.run.config import make_config
 from jaxrl.types import Data
 from programs import bits, compiled

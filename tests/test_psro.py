@@ -17,9 +17,8 @@ from jaxrl.algorithms.population import GroupedVersus
 from jaxrl.algorithms.ppo import PPOConfig, PPOHParams
 from jaxrl.algorithms.psro import OracleConfig, PSROConfig, make_population, make_psro
 from jaxrl.loop import scan_updates
-from jaxrl.parts.bank import take
 from jaxrl.parts.networks import NetworkConfig
-from jaxrl.parts.roles import Mixture, mix, systematic_draw
+from jaxrl.parts.roles import Mixture, mix, systematic_draw, take
 from jaxrl.results.export import export_policy, load_policy
 from jaxrl.rollout import start_rollout, unroll
 from jaxrl.run.checkpoint import CheckpointWriter, restore

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from envs_jax.core import Environment, EnvParams
 from envs_jax.versus import Versus, VersusParams
 from jaxrl.loop import reduce_metrics, scan_updates
-from jaxrl.parts.bank import Member, choose_member, flip_roles, take
-from jaxrl.parts.roles import play_together, systematic_draw
+from jaxrl.parts.bank import Member, choose_member, flip_roles
+from jaxrl.parts.roles import play_together, systematic_draw, take
 from jaxrl.rollout import Episodes, episodes, start_rollout
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree
 

@@ -21,7 +21,7 @@ from envs_jax.registry import nearest
 from envs_jax.versus import Versus
 from jaxrl import algorithms
 from jaxrl.algorithms.population import Population
-from jaxrl.parts.bank import Member, append, take
+from jaxrl.parts.bank import Member, append
 from jaxrl.parts.meta_game import (
     best_response_gains,
     deviation_payoffs,
@@ -31,7 +31,7 @@ from jaxrl.parts.meta_game import (
     strategy_entropy,
 )
 from jaxrl.parts.meta_solvers import META_SOLVERS, make_meta_solver
-from jaxrl.parts.roles import Mixture, mix, play_together
+from jaxrl.parts.roles import Mixture, mix, play_together, take
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState
 
 ConfigT = TypeVar("ConfigT")

@@ -6,8 +6,6 @@ integer operations. So members can be stacked, drawn from and batched whatever t
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -43,11 +41,6 @@ def choose_member(heuristic: Policy, network: Policy) -> Policy:
 def append(bank: PyTree, slot: Array, members: PyTree) -> PyTree:
     """`bank` `[A, M, ...]` with `members` `[A, ...]` in `slot` i32 [] of every role."""
     return jax.tree.map(lambda leaf, new: leaf.at[:, slot].set(new), bank, members)
-
-
-def take(tree: PyTree, index: Any) -> PyTree:
-    """`leaf[index]` of every leaf."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def flip_roles(tree: PyTree) -> PyTree:

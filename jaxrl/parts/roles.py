@@ -49,11 +49,11 @@ def mix(policy: Policy) -> Policy:
     def start_one(mixture: Mixture, key: Array) -> tuple[Array, PyTree]:
         key_draw, key_start = jax.random.split(key)
         member = draw_index(key_draw, mixture.weights)
-        return member, start(_take(mixture.members, member), key_start)
+        return member, start(take(mixture.members, member), key_start)
 
     def act_one(mixture: Mixture, carry: tuple, time_step: TimeStep, key: Array, deterministic: bool) -> tuple:
         member, memory = carry
-        action, memory, extras = act(_take(mixture.members, member), memory, time_step, key, deterministic)
+        action, memory, extras = act(take(mixture.members, member), memory, time_step, key, deterministic)
         return action, (member, memory), extras
 
     return start_one, act_one
@@ -74,5 +74,6 @@ def systematic_draw(key: Array, weights: Array, num_draws: int) -> Array:
     return jnp.argmax(cumulative[None, :] > positions[:, None], axis=1).astype(jnp.int32)
 
 
-def _take(tree: PyTree, index: Array) -> PyTree:
+def take(tree: PyTree, index: Any) -> PyTree:
+    """`leaf[index]` of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
