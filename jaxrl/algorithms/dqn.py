@@ -78,7 +78,7 @@ class DQNHParams:
     tau: Any = hparam(0.01, 0.0, 1.0)  # how far the target network moves to the network at a change; 1: a copy
     epsilon_start: Any = hparam(1.0, 0.0, 1.0)  # probability of a random action, in the first update
     epsilon_end: Any = hparam(0.05, 0.0, 1.0)
-    epsilon_updates: Any = hparam(200.0, low=0.0)  # epsilon falls linearly over so many updates
+    epsilon_updates: Any = hparam(200.0, low=0.0)  # epsilon falls linearly over so many; 0: constant
     huber_threshold: Any = hparam(1.0, low=0.0)
     max_grad_norm: Any = hparam(10.0, low=0.0)
     priority_exponent: Any = hparam(0.6, low=0.0)  # alpha of prioritised replay; 0: uniform
