@@ -154,6 +154,34 @@ def export(
 
 
 @app.command()
+def league(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders or checkpoints of one game.")],
+    out: Annotated[Path | None, typer.Option(help="A folder; league in the first run's folder by default.")] = None,
+    heuristics: Annotated[str, typer.Option(help='Heuristics that play too, such as "guard(2),burst(6,18)".')] = "",
+    episodes: Annotated[int, typer.Option(help="Per pair; the same for all pairs.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the episodes.")] = 0,
+    members: Annotated[bool, typer.Option(help="Enter the members of a population too.")] = True,
+    solver: Annotated[
+        str | None, typer.Option(help="Meta-solver of the ratings; rm+ for zero-sum games, else alpharank.")
+    ] = None,
+    game: Annotated[list[str] | None, typer.Option(help="OPTION=VALUE of the game, where the runs differ.")] = None,
+) -> None:
+    """Play stored policies and heuristics against each other: leader boards, payoffs and a heat map."""
+    with _errors(), _compilation_cache():
+        from jaxrl.run.league import league as play
+        from jaxrl.run.league import split_names
+
+        folder = out or run_dirs[0] / "league"
+        result = play(
+            run_dirs, folder, heuristics=split_names(heuristics), members=members, game=game or (),
+            num_episodes=episodes, seed=seed, solver=solver,
+        )  # fmt: skip
+        for role in (0, 1):
+            _print_table(result.summary(role))
+        print(f"league folder: {folder}")
+
+
+@app.command()
 def parity(
     system: Annotated[str, typer.Argument(help="cyborg")],
     path: Annotated[Path, typer.Argument(help="A folder with traces.npz and legend.json, perhaps stats.json.")],

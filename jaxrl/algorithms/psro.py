@@ -242,13 +242,11 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
         return metrics | {f"{name}/{role}": x[i] for name, x in training.items() for i, role in enumerate(roles)}
 
     def policy(state: PSROState, data: Data) -> PyTree:
-        learned = (every >= num_initial) & active(jnp.maximum(state.num_updates, 1))
+        weights = output_strategies(config, state)
         if config.output == "last":
-            both = take(state.params.network, (slice(None), jnp.sum(learned) + num_initial - 1))
-        elif config.output == "learned":
-            both = Mixture(state.params, jnp.broadcast_to(learned.astype(jnp.float32), (2, num_slots)))
+            both = take(state.params.network, (slice(None), jnp.argmax(weights[0])))
         else:
-            both = Mixture(state.params, state.strategies)
+            both = Mixture(state.params, weights)
         return take(both, data.env_params.role) if one_role else both
 
     oracle: Any = population.oracle
@@ -263,6 +261,16 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
         steps_per_update=2 * config.oracle.num_updates * oracle.steps_per_update,
         export=oracle.export if one_role and config.output == "last" else None,
     )
+
+
+def output_strategies(config: PSROConfig, state: PSROState) -> Array:
+    """The mixed strategy of each role that acts in the end, by `config.output`: f32 `[2, M]`, any positive scale."""
+    if config.output == "meta":
+        return state.strategies
+    slots = jnp.arange(state.strategies.shape[1])
+    newest = jnp.minimum(config.num_initial + jnp.maximum(state.num_updates, 1), slots.shape[0]) - 1
+    chosen = (slots >= (newest if config.output == "last" else config.num_initial)) & (slots <= newest)
+    return jnp.broadcast_to(chosen.astype(jnp.float32), state.strategies.shape)
 
 
 def specialise(settings: dict[str, Any]) -> Recipe:
