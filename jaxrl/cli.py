@@ -165,6 +165,11 @@ def league(
         str | None, typer.Option(help="Meta-solver of the ratings; rm+ for zero-sum games, else alpharank.")
     ] = None,
     game: Annotated[list[str] | None, typer.Option(help="OPTION=VALUE of the game, where the runs differ.")] = None,
+    distill: Annotated[
+        bool,
+        typer.Option("--distill", help="First distil the mixture of the first run into one network, which plays too."),
+    ] = False,
+    role: Annotated[str | None, typer.Option(help="Of the distilled mixture; the run's own by default.")] = None,
 ) -> None:
     """Play stored policies and heuristics against each other: leader boards, payoffs and a heat map."""
     with _errors(), _compilation_cache():
@@ -172,6 +177,13 @@ def league(
         from jaxrl.run.league import split_names
 
         folder = out or run_dirs[0] / "league"
+        if distill:
+            from jaxrl.run.distill import distill as make_student
+
+            student = make_student(run_dirs[0], folder / "student", role=role, seed=seed)
+            _print_table(student.rows())
+            print(f"run folder of the student: {student.folder}   (next: jaxrl export {student.folder})")
+            run_dirs = [*run_dirs, student.folder]
         result = play(
             run_dirs, folder, heuristics=split_names(heuristics), members=members, game=game or (),
             num_episodes=episodes, seed=seed, solver=solver,

@@ -159,7 +159,7 @@ def load_entrants(
     if not run_dirs:
         raise ConfigError("name at least one run folder")
     loaded = [load_state(path) for path in run_dirs]
-    env, params = _common_game([run for _, run in loaded], run_dirs, game)
+    env, params = common_game([run for _, run in loaded], run_dirs, game)
     entrants = Entrants(env, params, (Roster(), Roster()))
     names = [Path(path).resolve().name for path in run_dirs]
     for (state, run), name, path in zip(loaded, names, run_dirs):
@@ -172,9 +172,10 @@ def load_entrants(
     return entrants
 
 
-def _common_game(
-    runs: Sequence[RunConfig], run_dirs: Sequence[str | Path], settings: Sequence[str]
+def common_game(
+    runs: Sequence[RunConfig], run_dirs: Sequence[str | Path], settings: Sequence[str] = ()
 ) -> tuple[Environment, Any]:
+    """The game that all of `runs` play, both roles, and its parameters; see `load_entrants`."""
     chosen = {key: values[0] for key, values in parse_grid(settings).items()}
 
     def options(run: RunConfig) -> dict[str, Any]:
