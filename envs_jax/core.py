@@ -7,13 +7,16 @@ N actions. An environment itself has no batch axis, no auto-reset and no Python 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from envs_jax.spaces import Space
+
+if TYPE_CHECKING:
+    from envs_jax.timeline import Played, Timeline
 
 Array = jax.Array
 PyTree = Any
@@ -117,6 +120,7 @@ class Environment(Generic[StateT, ParamsT]):
     # G: parallel environments stand in so many groups of equal size, in order, and every leaf of their parameters leads
     # with G. None: all of them share one set of parameters.
     num_groups: int | None = None
+    frames_per_second: float = 30.0  # of a film at the speed that suits the environment
     # The longest episode, where the environment itself bounds it; None where only a caller can.
     max_steps: int | None = None
 
@@ -156,6 +160,16 @@ class Environment(Generic[StateT, ParamsT]):
         """One picture of a state on the host: u8 `[height, width, 3]`. Optional."""
         raise NotImplementedError(f"{type(self).__name__} has no renderer")
 
+    def film(self, played: Played) -> list[Any]:
+        """The pictures of a whole episode, one per state; by default those of `render`."""
+        from envs_jax.render import frames
+
+        return frames(self, played.states)
+
+    def timeline(self, played: Played) -> Timeline:
+        """A whole episode as bars over its steps, and as a table. Optional."""
+        raise NotImplementedError(f"{type(self).__name__} has no timeline")
+
     def time_is_up(self, step: Array) -> Array | bool:
         """bool []: whether `step` steps reach `max_steps`."""
         return self.max_steps is not None and step >= self.max_steps
@@ -172,3 +186,7 @@ class Environment(Generic[StateT, ParamsT]):
     @property
     def can_render(self) -> bool:
         return type(self).render is not Environment.render
+
+    @property
+    def has_timeline(self) -> bool:
+        return type(self).timeline is not Environment.timeline

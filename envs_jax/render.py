@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import html
 import io
 import os
@@ -11,28 +12,34 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from envs_jax.core import Environment, PyTree
+from envs_jax.timeline import unstack
 
 Point = tuple[float, float]  # x to the right, y downwards, pixels
 Frame = np.ndarray  # u8 [height, width, 3]
+ANCHORS = {"left": "la", "middle": "ma", "right": "ra"}  # Pillow's names
 
 
 class Canvas:
     """A picture drawn at four times its size and shrunk at the end, which smooths all edges.
 
-    Coordinates and widths are pixels of the final picture and may be fractions.
+    Coordinates and widths are in units of the picture and may be fractions; a unit is `density` pixels.
     """
 
     SCALE = 4
 
-    def __init__(self, width: int, height: int, background: str = "white"):
-        self.size = (width, height)
+    def __init__(self, width: int, height: int, background: str = "white", density: int = 1):
+        self.size = (width * density, height * density)
         self._image = Image.new("RGB", (width * self.SCALE, height * self.SCALE), background)
         self._draw = ImageDraw.Draw(self._image)
+
+    def group(self, title: str = "") -> contextlib.AbstractContextManager[None]:
+        """What is drawn inside belongs together; pixels do not show it."""
+        del title
+        return contextlib.nullcontext()
 
     def line(self, points: Sequence[Point], color: str, width: float) -> None:
         """A line through `points` with round ends and joints."""
@@ -45,14 +52,23 @@ class Canvas:
         (x, y), r = centre, radius
         self._draw.ellipse(self._scaled((x - r, y - r, x + r, y + r)), fill=color)
 
+    def polygon(self, points: Sequence[Point], color: str) -> None:
+        self._draw.polygon([(x * self.SCALE, y * self.SCALE) for x, y in points], fill=color)
+
     def rectangle(self, box: tuple[float, float, float, float], color: str, radius: float = 0.0) -> None:
         """A filled box (left, top, right, bottom) with corners rounded by `radius`."""
-        self._draw.rounded_rectangle(self._scaled(box), radius * self.SCALE, fill=color)
+        left, top, right, bottom = self._scaled(box)
+        # Pillow counts the last pixel in: without this, boxes that touch would overlap.
+        corners = (left, top, max(right - 1, left), max(bottom - 1, top))
+        self._draw.rounded_rectangle(corners, radius * self.SCALE, fill=color)
 
-    def text(self, position: Point, text: str, color: str, size: float = 12.0) -> None:
-        """`text` with its top left corner at `position`, `size` pixels high."""
-        x, y = position
-        self._draw.text((x * self.SCALE, y * self.SCALE), text, fill=color, font_size=size * self.SCALE)
+    def text(
+        self, position: Point, text: str, color: str, size: float = 12.0, anchor: str = "left", bold: bool = False
+    ) -> None:
+        """`text` of `size` with its top at `position`, which is its "left", "middle" or "right"."""
+        x, y, height = (number * self.SCALE for number in (*position, size))
+        stroke = 0.045 * height if bold else 0
+        self._draw.text((x, y), text, color, _font(height), ANCHORS[anchor], stroke_width=stroke)
 
     def pixels(self) -> Frame:
         """The finished picture, u8 `[height, width, 3]`."""
@@ -60,6 +76,11 @@ class Canvas:
 
     def _scaled(self, numbers: Sequence[float]) -> list[float]:
         return [number * self.SCALE for number in numbers]
+
+
+@functools.lru_cache(maxsize=64)
+def _font(size: float) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
 
 
 def frames(env: Environment, states: PyTree) -> list[Frame]:
@@ -70,8 +91,7 @@ def frames(env: Environment, states: PyTree) -> list[Frame]:
     """
     if not env.can_render:
         raise ValueError(f"{type(env).__name__} has no renderer")
-    leaves, structure = jax.tree.flatten(jax.device_get(states))
-    return [np.asarray(env.render(structure.unflatten(rows))) for rows in zip(*leaves, strict=True)]
+    return [np.asarray(env.render(state)) for state in unstack(states)]
 
 
 def save_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float = 30.0) -> Path:
@@ -92,29 +112,46 @@ def save_gif(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float =
     return Path(path)
 
 
-def save_html(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float = 30.0, title: str = "Episode") -> Path:
+def save_html(
+    frames: Sequence[Frame],
+    path: str | os.PathLike[str],
+    fps: float = 30.0,
+    title: str = "Episode",
+    timeline: str = "",
+) -> Path:
     """Writes one self-contained page (no network) that plays the frames, with a slider, and returns its path.
+
+    Args:
+        frames: u8 `[height, width, 3]` each.
+        path: of the page.
+        fps: frames per second.
+        title: of the page.
+        timeline: SVG of `envs_jax.timeline.to_svg`, shown below; a line in it follows the slider, and a click in it
+            moves the slider.
 
     Raises:
         ValueError: no frames, frames that are no equal u8 pictures, or `fps` outside (0, 240].
     """
     _check(frames, fps, 240.0)
-    pictures = ",\n".join(f'"data:image/png;base64,{base64.b64encode(_png(frame)).decode()}"' for frame in frames)
     height, width = frames[0].shape[:2]
-    values = {
-        "TITLE": html.escape(title),
-        "WIDTH": width,
-        "HEIGHT": height,
-        "LAST": len(frames) - 1,
-        "FPS": f"{fps:g}",
-        "PICTURES": pictures,
-    }
-    page = _PAGE
-    for name, value in values.items():
-        page = page.replace(f"@{name}@", str(value))
+    pictures = ",\n".join(f'"data:image/png;base64,{base64.b64encode(png(frame)).decode()}"' for frame in frames)
+    values = {"WIDTH": width, "HEIGHT": height, "LAST": len(frames) - 1, "FPS": f"{fps:g}", "PICTURES": pictures}
+    player = _fill(_PLAYER, TITLE=html.escape(title), **values)
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page(title, player, timeline), encoding="utf-8")
     return Path(path)
+
+
+def page(title: str, player: str = "", timeline: str = "") -> str:
+    """A self-contained page around an SVG timeline, a player of frames, or both."""
+    figure = f'<figure id="timeline">\n{timeline}</figure>' if timeline else ""
+    return _fill(_PAGE, TITLE=html.escape(title), TIMELINE=figure, PLAYER=player)
+
+
+def _fill(template: str, **values: object) -> str:
+    for name, value in values.items():
+        template = template.replace(f"@{name}@", str(value))
+    return template
 
 
 def save_mp4(frames: Sequence[Frame], path: str | os.PathLike[str], fps: float = 30.0) -> Path:
@@ -175,7 +212,8 @@ def _check(frames: Sequence[Frame], fps: float, max_fps: float) -> None:
             )
 
 
-def _png(frame: Frame) -> bytes:
+def png(frame: Frame) -> bytes:
+    """A picture as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -189,35 +227,57 @@ _PAGE = """<!DOCTYPE html>
 <title>@TITLE@</title>
 <style>
 :root { color-scheme: light dark; }
-body { margin: 0; min-height: 100vh; display: grid; place-items: center; font: 15px/1.4 system-ui, sans-serif; }
-figure { margin: 16px; width: min(92vw, calc(2 * @WIDTH@px)); }
-img { width: 100%; aspect-ratio: @WIDTH@ / @HEIGHT@; border-radius: 8px; display: block; }
-div { display: flex; gap: 12px; align-items: center; margin-top: 10px; }
+body { margin: 0; min-height: 100vh; display: grid; place-items: center; align-content: center;
+  font: 15px/1.4 system-ui, sans-serif; }
+figure { margin: 12px 16px; }
+img { width: 100%; height: auto; border-radius: 8px; display: block; }
+#timeline { width: min(96vw, 1400px); }
+#timeline svg { width: 100%; height: auto; border-radius: 8px; display: block; }
 button { width: 4.5em; padding: 6px; font: inherit; cursor: pointer; }
 input { flex: 1; min-width: 0; }
 output { min-width: 5.5em; text-align: right; font-variant-numeric: tabular-nums; }
 </style>
 </head>
 <body>
-<figure>
-<img id="picture" alt="@TITLE@">
-<div>
+@PLAYER@
+@TIMELINE@
+</body>
+</html>
+"""
+
+_PLAYER = """<figure style="width: min(92vw, max(@WIDTH@px, min(2 * @WIDTH@px, 1000px)))">
+<img id="picture" alt="@TITLE@" width="@WIDTH@" height="@HEIGHT@">
+<div style="display: flex; gap: 12px; align-items: center; margin-top: 10px">
 <button id="play" type="button">Play</button>
 <input id="slider" type="range" min="0" max="@LAST@" value="0" aria-label="Frame">
 <output id="count" for="slider"></output>
 </div>
 </figure>
-<script>
+<script type="module">
 const pictures = [
 @PICTURES@
 ];
 const [picture, play, slider, count] = ["picture", "play", "slider", "count"].map(id => document.getElementById(id));
+const chart = document.querySelector("#timeline svg");
+const [left, cell] = chart ? [Number(chart.dataset.left), Number(chart.dataset.cell)] : [0, 0];
+const cursor = chart && document.createElementNS(chart.namespaceURI, "line");
+if (chart) {
+  const lines = {y1: 30, y2: chart.viewBox.baseVal.height, stroke: "#202124", "stroke-width": 1.5, opacity: 0.7};
+  for (const [name, value] of Object.entries(lines)) cursor.setAttribute(name, value);
+  chart.append(cursor);
+  chart.onclick = event => {
+    const place = new DOMPoint(event.clientX, event.clientY).matrixTransform(chart.getScreenCTM().inverse());
+    setPlaying(false);
+    show(Math.max(0, Math.min(@LAST@, Math.round((place.x - left) / cell))));
+  };
+}
 let playing = false, shown = 0, since = 0;
 function show(index) {
   shown = index;
   picture.src = pictures[index];
   slider.value = index;
   count.value = `${index} / @LAST@`;
+  if (cursor) for (const end of ["x1", "x2"]) cursor.setAttribute(end, left + index * cell);
 }
 function tick(now) {
   if (!playing) return;
@@ -237,7 +297,4 @@ play.onclick = () => setPlaying(!playing);
 slider.oninput = () => { setPlaying(false); show(Number(slider.value)); };
 show(0);
 setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
-</script>
-</body>
-</html>
-"""
+</script>"""

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep, draw_index
 from envs_jax.registry import nearest
 from envs_jax.spaces import Space
+from envs_jax.timeline import Played, Timeline
 
 
 @struct.dataclass
@@ -51,7 +53,7 @@ class Versus(Environment[VersusState, VersusParams]):
         if env.num_agents != 2:
             raise ValueError(f"Versus needs an environment with two roles, {type(env).__name__} has {env.num_agents}")
         self.env, self.start, self.act = env, start, act
-        self.max_steps = env.max_steps
+        self.max_steps, self.frames_per_second = env.max_steps, env.frames_per_second
         self._default_params = default_params
 
     @property
@@ -92,12 +94,30 @@ class Versus(Environment[VersusState, VersusParams]):
     def render(self, state: VersusState) -> Any:
         return self.env.render(state.game)
 
+    def film(self, played: Played) -> list[Any]:
+        return self.env.film(_game_of(played))
+
+    def timeline(self, played: Played) -> Timeline:
+        """The game's, with the moves of the opponent where its states tell them."""
+        return self.env.timeline(_game_of(played))
+
     @property
     def can_render(self) -> bool:
         return self.env.can_render
 
+    @property
+    def has_timeline(self) -> bool:
+        return self.env.has_timeline
+
     def _opponent(self, params: VersusParams) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[params.opponent], params.opponents)
+
+
+def _game_of(played: Played) -> Played:
+    """An episode as the game sees it: the opponent's actions are unknown, the time steps are those of the learner."""
+    actions = np.full((played.length, 2, *played.actions.shape[1:]), -1)
+    actions[:, int(played.params.role)] = played.actions
+    return Played(played.params.game, played.states.game, actions, played.time_steps)
 
 
 def versus_params(

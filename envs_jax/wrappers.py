@@ -11,6 +11,7 @@ from flax import struct
 
 from envs_jax.core import Array, Environment, EnvParams, PyTree, TimeStep, positive_integer
 from envs_jax.spaces import Box, Space
+from envs_jax.timeline import Played, Timeline
 
 
 @struct.dataclass
@@ -30,7 +31,7 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
         space = env.observation_space(env.default_params) if env.num_agents == 1 else None
         if not isinstance(space, Box) or not space.shape:
             raise ValueError("frame_stack needs a single-agent environment with array observations")
-        self.env, self.max_steps = env, env.max_steps
+        self.env, self.max_steps, self.frames_per_second = env, env.max_steps, env.frames_per_second
 
     @property
     def default_params(self) -> EnvParams:
@@ -67,6 +68,16 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
     def render(self, state: FrameStackState) -> Any:
         return self.env.render(state.inner)
 
+    def film(self, played: Played) -> list[Any]:
+        return self.env.film(dataclasses.replace(played, states=played.states.inner))
+
+    def timeline(self, played: Played) -> Timeline:
+        return self.env.timeline(dataclasses.replace(played, states=played.states.inner))
+
     @property
     def can_render(self) -> bool:
         return self.env.can_render
+
+    @property
+    def has_timeline(self) -> bool:
+        return self.env.has_timeline

@@ -108,13 +108,14 @@ def render(
     run_dir: RunDir,
     out: Annotated[Path, typer.Option(help="A .gif, .html or .mp4 file.")],
     episode: Annotated[int, typer.Option(help="Which evaluation episode.")] = 0,
-    fps: Annotated[float, typer.Option(help="Frames per second.")] = 30.0,
+    fps: Annotated[float | None, typer.Option(help="Frames per second; by default what suits the environment.")] = None,
 ) -> None:
     """Show one evaluation episode as a moving picture."""
     with _errors(), _compilation_cache():
         from jaxrl.run.replay import render_episode
 
-        print(f"{out}: return {render_episode(run_dir, out, episode, fps):.4g}")
+        returns = render_episode(run_dir, out, episode, fps)
+        print(f"{out}: return {', '.join(f'{value:.4g}' for value in returns.reshape(-1))}")
 
 
 @app.command()

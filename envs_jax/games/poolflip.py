@@ -18,6 +18,7 @@ from flax import struct
 from envs_jax.core import Array, Environment, EnvParams, TimeStep, constant, positive_integer, time_step
 from envs_jax.registry import nearest
 from envs_jax.spaces import Box, Discrete, Space
+from envs_jax.timeline import Played, Timeline
 
 NEVER = -1  # the tick of a flip, or of a look, that has not happened
 TIES = ("defender", "incumbent", "random")
@@ -101,6 +102,7 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
     roles: ClassVar[tuple[str, ...]] = ("blue", "red")
     observation_modes: ClassVar[tuple[str, ...]] = ("full", "paper")
 
+    frames_per_second = 8.0
     def __init__(
         self,
         num_resources: int = 3,
@@ -246,6 +248,11 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
 
     def _shown(self, state: PoolFlipState) -> list[Array]:
         """The blocks of the observation, i32 [A, ...], as places in the table."""
+    def timeline(self, played: Played) -> Timeline:
+        from envs_jax.games.poolflip_render import timeline
+
+        return timeline(played)
+
         never = self.horizon
         believed_own = jnp.where(self._believed_own(state), never, 0)
         blocks = [believed_own, self._age(state.last_flip, state), self._age(state.believed_opponent_flip, state)]

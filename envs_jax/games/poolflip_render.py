@@ -1,10 +1,12 @@
-"""A picture of a PoolFlip state: who owns what, and what each side believes."""
+"""Pictures of PoolFlip: who owns what, and what each side believes, at one tick and over an episode."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from envs_jax.timeline import Curve, Kind, Played, Timeline, Track
 
 if TYPE_CHECKING:
     from envs_jax.games.poolflip import PoolFlipState
@@ -66,3 +68,71 @@ def _mix(first: Colour, second: Colour, share: float) -> Colour:
 
 def _ago(time: int, tick: int) -> str:
     return "never" if tick < 0 else f"{time - tick} ago"
+
+
+ROLES = ("blue", "red")
+KINDS = {
+    "blue": Kind("blue owns", "#4272c4", "b"),
+    "red": Kind("red owns", "#cc443c", "r"),
+    "blue, rightly": Kind("believed blue, rightly", "#d3dff3", "."),
+    "red, rightly": Kind("believed red, rightly", "#f6d8d5", ":"),
+    "blue, wrongly": Kind("believed blue, wrongly", "#7fa4e0", "B"),
+    "red, wrongly": Kind("believed red, wrongly", "#e8857d", "R"),
+    "flip": Kind("flip", "#111111", "▲", mark=True),
+    "failed flip": Kind("flip that failed", "#111111", "△", mark=True),
+    "check": Kind("check", "#111111", "●", mark=True),
+}
+
+
+def timeline(played: Played) -> Timeline:
+    """A bar per resource in the colour of its owner; under it what each side believes, with that side's moves.
+
+    The moves are read from the states, so an opponent's are known too; but of its flips that failed the states say no
+    more than of a check.
+    """
+    states, params, length = played.states, played.params, played.length
+    owner, believed = np.asarray(states.owner)[1:], np.asarray(states.believed_owner)[1:]  # [T, R], [T, A, R]
+    ticks = np.arange(length)[:, None, None]
+    flips = np.asarray(states.last_flip)[1:] == ticks
+    looks = np.asarray(states.knowledge_time)[1:] == ticks
+    num_resources = owner.shape[1]
+    tried = played.actions[:, :, None] == 1 + 2 * np.arange(num_resources)
+    failed = tried & ~flips
+    checks = looks & ~flips & ~failed
+    moves = {"flip": flips, "failed flip": failed, "check": checks}  # each [T, A, R]
+
+    tracks: list[Track | Curve] = []
+    for resource in range(num_resources):
+        true = [ROLES[agent] for agent in owner[:, resource]]
+        tracks.append(Track(f"resource {resource}", true, height=18, gap=10))
+        for agent, role in enumerate(ROLES):
+            cells = [
+                f"{ROLES[belief]}, {'rightly' if belief == truth else 'wrongly'}"
+                for belief, truth in zip(believed[:, agent, resource], owner[:, resource])
+            ]
+            marks = [(int(t), name) for name, made in moves.items() for t in np.flatnonzero(made[:, agent, resource])]
+            tracks.append(Track(f"{role} believes", cells, sorted(marks), height=11, gap=1))
+
+    value = np.asarray(params.value) / np.sum(params.value)
+    own = np.stack([(owner == agent) @ value for agent in range(2)], axis=1)  # [T, A]
+    paid = np.where(flips | failed, np.asarray(params.flip_cost), np.where(checks, np.asarray(params.check_cost), 0.0))
+    cost = paid.sum(axis=-1) / num_resources
+    parts = [
+        f"{role} owns {own[:, agent].mean():.0%}, flips {int((flips | failed)[:, agent].sum())}, "
+        f"checks {int(checks[:, agent].sum())}"
+        for agent, role in enumerate(ROLES)
+    ]
+    columns = {"tick": np.arange(length), "owner": owner}
+    for agent, role in enumerate(ROLES):
+        columns |= {
+            f"{role}_action": [_action_name(moves, tick, agent) for tick in range(length)],
+            f"{role}_believes": believed[:, agent],
+            f"{role}_own": own[:, agent],
+            f"{role}_cost": cost[:, agent],
+        }
+    return Timeline("PoolFlip    " + "    ".join(parts), KINDS, tracks, columns)
+
+
+def _action_name(moves: dict[str, np.ndarray], tick: int, agent: int) -> str:
+    names = [f"{name} {resource}" for name, made in moves.items() for resource in np.flatnonzero(made[tick, agent])]
+    return names[0] if names else "sleep"
