@@ -106,11 +106,14 @@ def evaluate(
 @app.command()
 def render(
     run_dir: RunDir,
-    out: Annotated[Path, typer.Option(help="A .gif, .html or .mp4 file.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="A film (.gif, .mp4), page (.html), timeline (.svg, .png, .txt) or table (.json, .csv)."),
+    ],
     episode: Annotated[int, typer.Option(help="Which evaluation episode.")] = 0,
     fps: Annotated[float | None, typer.Option(help="Frames per second; by default what suits the environment.")] = None,
 ) -> None:
-    """Show one evaluation episode as a moving picture."""
+    """Show one evaluation episode as a moving picture, a timeline or a table."""
     with _errors(), _compilation_cache():
         from jaxrl.run.replay import render_episode
 
@@ -150,7 +153,10 @@ def export(
         state, run = jaxrl.load_state(checkpoint)
         path = out or folder.path / f"policy.{format}"
         env, _ = jaxrl.make_env(run)
-        jaxrl.export_policy(jaxrl.make_algorithm(run, env), state, path, jaxrl.load_data(run), spec=env)
+        try:
+            jaxrl.export_policy(jaxrl.make_algorithm(run, env), state, path, jaxrl.load_data(run), spec=env)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         print(path)
 
 
@@ -216,8 +222,35 @@ def parity(
             raise typer.Exit(1)
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="See `jaxrl list studies`.")],
+    scale: Annotated[str, typer.Option(help="smoke (about two minutes), cpu or full.")] = "smoke",
+    out: Annotated[Path | None, typer.Option(help="Where to write; runs/study-NAME-SCALE by default.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="FIELD=VALUE of the scale, such as num_seeds=3; repeatable.")
+    ] = None,
+) -> None:
+    """Put a paper's claim to the test; the same command continues a study that was stopped."""
+    with _errors(), _compilation_cache():
+        from jaxrl.run.config import ConfigError, parse_grid
+        from jaxrl.studies import find, run_study
+        from jaxrl.studies.laboratory import use_all_cores
+
+        find(name)
+        use_all_cores()
+        values = parse_grid(changes or [])
+        for key, given in values.items():
+            if len(given) != 1:
+                raise ConfigError(f"--set {key} takes one value, got {given}")
+        folder = out or Path("runs") / f"study-{name}-{scale}"
+        report = run_study(name, scale, folder, **{key: given[0] for key, given in values.items()})
+        _print_table(report.claim_rows())
+        print(f"report: {folder / 'report.md'}")
+
+
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="envs, algorithms or configs")]) -> None:
+def list_(what: Annotated[str, typer.Argument(help="envs, algorithms, configs or studies")]) -> None:
     """List what there is."""
     with _errors():
         from jaxrl.run.config import ConfigError
@@ -234,8 +267,12 @@ def list_(what: Annotated[str, typer.Argument(help="envs, algorithms or configs"
             from jaxrl.run.config import shipped_configs
 
             rows = [{"name": name, "": str(path)} for name, path in shipped_configs().items()]
+        elif what == "studies":
+            from jaxrl.studies import STUDIES
+
+            rows = [{"name": name, "": line} for name, (_, line) in STUDIES.items()]
         else:
-            raise ConfigError(f"can list envs, algorithms or configs, not {what!r}")
+            raise ConfigError(f"can list envs, algorithms, configs or studies, not {what!r}")
         _print_table(rows)
 
 

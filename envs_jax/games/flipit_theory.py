@@ -224,6 +224,27 @@ def best_response_to_geometric(p: float, flip_cost: float, check_cost: float, lo
     return max(responses, key=lambda response: response.beta)
 
 
+def finite_optimum_against_geometric(p: float, flip_cost: float, check_cost: float, horizon: int) -> float:
+    """The best benefit per tick over all policies in an episode of `horizon` ticks that begins in possession.
+
+    Dynamic programming backwards over what the defender can know: the ticks since he last knew that he owned the
+    resource, or that he has lost it. In a tick both move, the defender wins ties, and a look reveals the result.
+    """
+    q = 1 - p
+    owned = [q**age for age in range(horizon + 1)]  # probability after so many ticks of the opponent
+    known, lost = [0.0] * (horizon + 1), 0.0  # values to go at an age, and known lost
+    for ticks_left in range(1, horizon + 1):
+        flipped = 1 - flip_cost + known[0]
+        now = []
+        for age in range(horizon + 1 - ticks_left):
+            still = owned[age + 1]
+            sleep = still + known[age + 1]
+            check = still * (1 + known[0]) + (1 - still) * lost - check_cost
+            now.append(max(sleep, check, flipped))
+        known, lost = now, max(lost, flipped)
+    return known[0] / horizon
+
+
 def _bisect(decreasing: Callable[[float], float], low: float, high: float) -> float:
     """The root of a function that decreases from positive to negative on [low, high]."""
     for _ in range(200):

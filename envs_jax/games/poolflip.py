@@ -74,7 +74,7 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
         least one / all / more than half of the resources, minus c_i.
     Ending: truncated after `horizon` ticks; never terminated.
     State: `PoolFlipState`, integer ticks and owners.
-    Legal actions: None, or bool [A, 2R + 1] with `mask_known_flips`.
+    Legal actions: None, or bool [A, 2R + 1] with `mask_known_flips` or without `allow_checks`.
     Info, every leaf [A, ...]: of the last tick, for measuring only (they reveal what a player must not see): own f32
         (share owned), cost f32, num_flips, num_checks, wasted_flips i32 (flips of a resource owned already),
         dwell i32 [A, R] (ticks since the agent took the resource, 0 where it is not the owner). The agent's own
@@ -90,6 +90,7 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
         observation_mode: "full" or "paper".
         tie: who gets a resource that both flip in one tick: "defender" (blue), "incumbent" (who owned it) or "random".
         utility: the reward, see above.
+        allow_checks: whether checks are legal; if not, players learn only by flipping. Heuristics check all the same.
         mask_known_flips: forbid to flip a resource that the agent, by what it learned in the last tick, owns.
         flip_success: default of `PoolFlipParams.flip_success`, one number or one per agent, in 0 .. 1. At 1 the
             parameter is None, which saves the random numbers.
@@ -101,8 +102,8 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
     num_agents: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("blue", "red")
     observation_modes: ClassVar[tuple[str, ...]] = ("full", "paper")
-
     frames_per_second = 8.0
+
     def __init__(
         self,
         num_resources: int = 3,
@@ -110,6 +111,7 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
         observation_mode: str = "full",
         tie: str = "defender",
         utility: str = "ownership_margin",
+        allow_checks: bool = True,
         mask_known_flips: bool = False,
         flip_success: float | Sequence[float] = 1.0,
     ):
@@ -123,7 +125,7 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
         self.horizon = self.max_steps = positive_integer("horizon", horizon)
         self.flip_success = None if np.all(success == 1.0) else np.broadcast_to(success, (self.num_agents,))
         self.observation_mode, self.tie, self.utility = observation_mode, tie, utility
-        self.mask_known_flips = mask_known_flips
+        self.allow_checks, self.mask_known_flips = allow_checks, mask_known_flips
         # All that an observation can show: the ages 0 .. horizon (the first is 0, the last is 1 and stands for never),
         # then the times. Looking them up costs a fifth of taking logarithms, and gives the same bits on every device.
         ticks = np.arange(horizon + 1)
@@ -246,13 +248,13 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
 
         return draw(state, self.horizon)
 
-    def _shown(self, state: PoolFlipState) -> list[Array]:
-        """The blocks of the observation, i32 [A, ...], as places in the table."""
     def timeline(self, played: Played) -> Timeline:
         from envs_jax.games.poolflip_render import timeline
 
         return timeline(played)
 
+    def _shown(self, state: PoolFlipState) -> list[Array]:
+        """The blocks of the observation, i32 [A, ...], as places in the table."""
         never = self.horizon
         believed_own = jnp.where(self._believed_own(state), never, 0)
         blocks = [believed_own, self._age(state.last_flip, state), self._age(state.believed_opponent_flip, state)]
@@ -296,13 +298,17 @@ class PoolFlip(Environment[PoolFlipState, PoolFlipParams]):
             self.observe(state),
             self.reward(own, cost, owned, params),
             truncated=self.time_is_up(state.time),
-            legal_actions=self._legal_actions(state) if self.mask_known_flips else None,
+            legal_actions=self._legal_actions(state),
             info=info,
         )
 
-    def _legal_actions(self, state: PoolFlipState) -> Array:
+    def _legal_actions(self, state: PoolFlipState) -> Array | None:
+        if self.allow_checks and not self.mask_known_flips:
+            return None
         certain = self._believed_own(state) & (state.knowledge_time == state.time - 1)
-        choices = jnp.stack([~certain, jnp.ones_like(certain)], axis=-1).reshape(self.num_agents, -1)
+        flips = ~certain if self.mask_known_flips else jnp.ones_like(certain)
+        choices = jnp.stack([flips, jnp.full_like(certain, self.allow_checks)], axis=-1)
+        choices = choices.reshape(self.num_agents, -1)
         return jnp.concatenate([jnp.ones((self.num_agents, 1), bool), choices], axis=-1)
 
 

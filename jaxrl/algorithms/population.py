@@ -138,19 +138,47 @@ class Population:
         Returns:
             The two responses, leaves `[2, ...]`, and the oracle's metrics over the last tenth of its updates, `[2]`.
         """
-        num_updates = num_updates or self.num_updates
-        train = self._train_grouped if self.num_groups else self._train_single
-
-        def one_role(key: Array, role: Array, opponents: Member, weights: Array) -> tuple[PyTree, Metrics]:
-            params = VersusParams(game_params, role, opponents, weights, jnp.zeros((), jnp.int32))
-            state, metrics = train(key, hparams, params, num_updates)
-            tail = jax.tree.map(lambda rows: rows[-max(1, num_updates // 10) :], metrics)
-            return self.oracle.policy(state, Data(params)), reduce_metrics(tail)  # type: ignore[misc]
-
-        networks, metrics = jax.vmap(one_role)(
-            jax.random.split(key, 2), jnp.arange(2, dtype=jnp.int32), flip_roles(bank), strategies[::-1]
+        networks, metrics = jax.vmap(self.best_response, (0, None, None, 0, 0, 0, None))(
+            jax.random.split(key, 2),
+            hparams,
+            game_params,
+            jnp.arange(2, dtype=jnp.int32),
+            flip_roles(bank),
+            strategies[::-1],
+            num_updates,
         )
         return self.learned_members(networks), metrics
+
+    def best_response(
+        self,
+        key: Array,
+        hparams: PyTree,
+        game_params: EnvParams,
+        role: Array,
+        opponents: Member,
+        weights: Array,
+        num_updates: int | None = None,
+    ) -> tuple[PyTree, Metrics]:
+        """Trains a fresh oracle for `role` i32 [] against a mixture of `opponents`, leaves `[M, ...]`.
+
+        Args:
+            key: consumed.
+            hparams: of the oracle.
+            game_params: of the game.
+            role: the one that learns; may be traced.
+            opponents: of the other role.
+            weights: f32 `[M]`, how often each is met.
+            num_updates: None: the population's.
+
+        Returns:
+            The oracle's policy parameters, and its metrics over the last tenth of its updates.
+        """
+        num_updates = num_updates or self.num_updates
+        params = VersusParams(game_params, role, opponents, weights, jnp.zeros((), jnp.int32))
+        train = self._train_grouped if self.num_groups else self._train_single
+        state, metrics = train(key, hparams, params, num_updates)
+        tail = jax.tree.map(lambda rows: rows[-max(1, num_updates // 10) :], metrics)
+        return self.oracle.policy(state, Data(params)), reduce_metrics(tail)  # type: ignore[misc]
 
     def play(
         self, first: Member, second: Member, game_params: EnvParams, key: Array, num_episodes: int | None = None

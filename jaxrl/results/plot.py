@@ -87,13 +87,9 @@ def draw_curves(
     groups: Mapping[str, Sequence[Curve]], path: str | Path, *, xlabel: str, ylabel: str, title: str = ""
 ) -> Path:
     """Draws each group of curves as its mean and bootstrap band; `plot_runs` without the files."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes = new_axes(title, xlabel, ylabel)
     for number, (label, members) in enumerate(groups.items()):
         grid, values = common_grid(members)
         band = mean_interval(values)
@@ -106,18 +102,34 @@ def draw_curves(
         axes.plot(grid, band.estimate, linewidth=1.8, label=f"{label}{seeds}", zorder=3, **style)
         if len(members) > 1:
             axes.fill_between(grid, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0, zorder=2)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, loc="left", fontweight="bold")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0.01)
+    if len(groups) > 1 or any(len(members) > 1 for members in groups.values()):
+        axes.legend(frameon=False, fontsize="small")
+
+    return save_figure(axes.figure, path)
+
+
+def new_axes(title: str = "", xlabel: str = "", ylabel: str = "", size: tuple[float, float] = (6.4, 4.0)) -> Any:
+    """The axes of a new figure (`axes.figure`) in the house style; `size` in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, loc="left", fontweight="bold")
     axes.grid(color="#e3e5e8", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#8d96a3")
     axes.tick_params(color="#8d96a3", labelcolor="#2e4057")
-    if len(groups) > 1 or any(len(members) > 1 for members in groups.values()):
-        axes.legend(frameon=False, fontsize="small")
+    return axes
 
+
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Writes a figure whole or not at all; the suffix of `path` gives the format (png, svg, pdf)."""
     path = Path(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
