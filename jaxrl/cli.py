@@ -195,8 +195,8 @@ def league(
             run_dirs, folder, heuristics=split_names(heuristics), members=members, game=game or (),
             num_episodes=episodes, seed=seed, solver=solver,
         )  # fmt: skip
-        for role in (0, 1):
-            _print_table(result.summary(role))
+        for side in (0, 1):
+            _print_table(result.summary(side))
         print(f"league folder: {folder}")
 
 

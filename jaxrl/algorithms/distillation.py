@@ -10,6 +10,7 @@ mixture mixes between episodes, so it can be exploited more; `jaxrl.run.distill`
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -85,6 +86,7 @@ def make_distillation(config: DistillationConfig, population: Population) -> Alg
     if head.continuous:
         raise ValueError("only policies of discrete actions can be distilled")
     network = ActorCritic(config.student.network, head.num_outputs, head.continuous)
+    forward: Callable[..., Any] = network.apply
     critic_space = spec.critic_observation_space or spec.observation_space
     # The value is not trained, whatever its network sees.
     unseen = jnp.zeros(critic_space.shape)
@@ -108,7 +110,8 @@ def make_distillation(config: DistillationConfig, population: Population) -> Alg
     def play(key: Array, data: Data) -> Example:
         """Episodes of G pairs that are drawn by the mixtures' weights."""
         key_first, key_second, key_order, key_reset, key_noise = jax.random.split(key, 5)
-        mixture, num_groups = data.frozen, config.num_groups
+        mixture: Any = data.frozen
+        num_groups = config.num_groups
         first = systematic_draw(key_first, mixture.weights[0], num_groups)
         second = systematic_draw(key_second, mixture.weights[1], num_groups)
         second = jax.random.permutation(key_order, second)  # else the draws of both would rise together
@@ -137,7 +140,7 @@ def make_distillation(config: DistillationConfig, population: Population) -> Alg
         """Of one episode `[T, ...]`, from its start on."""
 
         def step(carry: PyTree, observation: Array) -> tuple[PyTree, Array]:
-            after, (outputs, _, _) = network.apply(params, carry, observation, unseen)  # type: ignore[misc]
+            after, (outputs, _, _) = forward(params, carry, observation, unseen)
             return after, outputs
 
         if config.student.network.recurrent:

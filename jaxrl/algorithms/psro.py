@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from envs_jax.core import Environment
@@ -37,6 +38,7 @@ from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainSt
 ConfigT = TypeVar("ConfigT")
 INITIAL = ("heuristics", "random")
 OUTPUTS = ("meta", "learned", "last")
+NEGLIGIBLE = 0.01  # share of heuristics that an exported mixture may leave out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class PSROConfig(Generic[ConfigT]):
     num_groups: int = 16  # opponents in play at a time in training; see `Population`
     max_steps: int = 0  # bound of an episode; 0: the game's own
     # What acts in the end: the meta-strategy, the learned members with equal probability, or the last one alone, as the
-    # oracle's own policy (which can be exported: it draws nothing when an episode starts).
+    # oracle's own policy.
     output: str = "meta"
     oracle: OracleConfig[ConfigT] = dataclasses.field(default_factory=OracleConfig[ConfigT])
 
@@ -249,6 +251,15 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
             both = Mixture(state.params, weights)
         return take(both, data.env_params.role) if one_role else both
 
+    def export(policy_params: PyTree) -> dict[str, Any]:
+        if config.output == "last":
+            return {} if oracle.export is None else oracle.export(policy_params)
+        mixture, slots = learned_mixture(policy_params)
+        described: dict[str, Any] = {"mixture": mixture, "slots": slots, "policy": (oracle.start, oracle.act)}
+        if oracle.export is not None:
+            described["members"] = [oracle.export(take(mixture.members, m)) for m in range(slots.shape[0])]
+        return described
+
     oracle: Any = population.oracle
     alone = (oracle.start, oracle.act) if config.output == "last" else mix(population.policy)
     start, act = alone if one_role else play_together(alone)
@@ -259,8 +270,29 @@ def make_psro(config: PSROConfig, env: Environment) -> Algorithm:
         start=start,
         act=act,
         steps_per_update=2 * config.oracle.num_updates * oracle.steps_per_update,
-        export=oracle.export if one_role and config.output == "last" else None,
+        export=export if one_role else None,
     )
+
+
+def learned_mixture(mixture: Mixture) -> tuple[Mixture, Array]:
+    """A mixture of members as one of networks alone, with their slots i32 `[M']` in it: what can leave a run.
+
+    Raises:
+        ValueError: heuristics, which read more than observations, have a share above `NEGLIGIBLE`. (Where they are
+            dominated, a meta-solver leaves them the last traces of its start.)
+    """
+    weights = np.asarray(mixture.weights, np.float64)
+    weights /= weights.sum()
+    learned = np.asarray(mixture.members.learned)
+    share = float(weights[~learned].sum())
+    if share > NEGLIGIBLE:
+        raise ValueError(
+            f"the mixture plays heuristics with probability {share:.2g}, which read more than observations; "
+            "distil it (jaxrl league DIR --distill) and export the student"
+        )
+    slots = jnp.asarray(np.flatnonzero(learned & (weights > 0)), jnp.int32)
+    kept = mixture.weights[slots]
+    return Mixture(take(mixture.members.network, slots), kept / jnp.sum(kept)), slots
 
 
 def output_strategies(config: PSROConfig, state: PSROState) -> Array:

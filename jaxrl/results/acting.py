@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax import export
 
 from envs_jax.core import Environment, EnvSpec, TimeStep, time_step
 from envs_jax.spaces import Box, Discrete, MultiDiscrete, Space
+from jaxrl.parts.roles import Mixture, mix, take
 from jaxrl.rollout import Policy, start_rollout, unroll
 from jaxrl.types import Algorithm, Array, Data, PyTree
 
@@ -64,6 +65,28 @@ def record_observations(
         raise ValueError("only policies whose observation is one array can be exported")
     recorded = {"observation": rows.observation, "legal_actions": rows.legal_actions}
     return template, {name: np.asarray(value) for name, value in recorded.items() if value is not None}
+
+
+def deployed(agent: Algorithm, described: Mapping[str, Any]) -> tuple[Algorithm, PyTree]:
+    """A mixture as it is exported: of networks alone, its member a part of the carry that the caller sets.
+
+    Args:
+        agent: the live policy.
+        described: what `agent.export` gave: `mixture`, a `Mixture` of M members, and `policy`, `(start, act)` of one.
+
+    Raises:
+        ValueError: members begin episodes differently.
+    """
+    mixture, (start_member, act_member) = described["mixture"], described["policy"]
+    if any(
+        jax.tree.leaves(used_inputs(lambda members: start_member(take(members, 0), jax.random.key(0)), mixture.members))
+    ):
+        raise ValueError("a mixture whose members begin episodes differently cannot be exported")
+
+    def start(mixture: Mixture, key: Array) -> tuple[Array, PyTree]:
+        return jnp.zeros((), jnp.int32), start_member(take(mixture.members, 0), key)
+
+    return agent._replace(start=start, act=mix((start_member, act_member))[1]), mixture
 
 
 def trim(agent: Algorithm, policy_params: PyTree, template: TimeStep) -> tuple[Program, tuple[Array, ...], bool]:
@@ -129,9 +152,16 @@ def used_inputs(function: Callable[..., Any], *inputs: PyTree) -> PyTree:
 
 
 def live_actions(
-    agent: Algorithm, policy_params: PyTree, template: TimeStep, recorded: dict[str, np.ndarray]
+    agent: Algorithm,
+    policy_params: PyTree,
+    template: TimeStep,
+    recorded: dict[str, np.ndarray],
+    slots: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What the untrimmed policy does at the recorded observations, in full f32 precision; `[T, B, ...]`."""
+    """What the untrimmed policy does at the recorded observations, in full f32 precision; `[T, B, ...]`.
+
+    Of a mixture, `slots` i32 `[B]` says which member plays in each environment.
+    """
     start, act, key = agent.start, agent.act, jax.random.key(0)
 
     @jax.jit
@@ -145,7 +175,8 @@ def live_actions(
             return jax.vmap(one)(carry, row)
 
         keys = jax.random.split(key, rows["observation"].shape[1])
-        carry = jax.vmap(start, (None, 0))(policy_params, keys)  # type: ignore[type-var]
+        carry: Any = jax.vmap(start, (None, 0))(policy_params, keys)  # type: ignore[type-var]
+        carry = carry if slots is None else (jnp.asarray(slots), carry[1])
         return jax.lax.scan(step, carry, rows)[1]
 
     with jax.default_matmul_precision("highest"):

@@ -23,7 +23,7 @@ from envs_jax.registry import nearest
 from envs_jax.spaces import Box, Discrete, MultiDiscrete, Space
 from jaxrl.parts.normalize import normalize, standard_deviation
 from jaxrl.results import infer_numpy
-from jaxrl.results.acting import Program, live_actions, record_observations, trim
+from jaxrl.results.acting import Program, deployed, live_actions, record_observations, trim
 from jaxrl.results.files import replacing
 from jaxrl.results.infer_numpy import FORMAT, FORMAT_VERSION, NumpyPolicy, Policy, read_container
 from jaxrl.types import Algorithm, Array, Data, PyTree
@@ -47,7 +47,8 @@ def export_policy(
     """Writes the deterministic policy of a training state to one file, checked against the live policy.
 
     The StableHLO program maps observation `[b, ...]`, legal actions bool `[b, N]` (where the policy reads them) and
-    the carry (leaves `[b, ...]`, for policies with memory) to action `[b, ...]` and carry, for any b.
+    the carry (leaves `[b, ...]`, for policies with memory) to action `[b, ...]` and carry, for any b. Of a mixture, the
+    first leaf of the carry is the member that plays the episode, which `Policy.start` draws.
 
     Args:
         agent: the algorithm; for "npz" one whose `export` describes its layers.
@@ -77,15 +78,22 @@ def export_policy(
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}{nearest(format, FORMATS)}")
     if agent.policy is None or agent.act is None or agent.start is None:
         raise ValueError("this algorithm learns no policy that acts")
-    if format == "npz" and agent.export is None:
-        raise ValueError("this algorithm has no export to NumPy; use the format 'stablehlo'")
     # On one device, whatever the sharding of the run.
     policy_params = jax.tree.map(jnp.asarray, jax.device_get(agent.policy(state, data)))
     described = agent.export(policy_params) if agent.export is not None else {}
+    mixture = described.get("mixture")
+    members = [described] if mixture is None else described.get("members", [{}])
+    if format == "npz" and not members[0]:
+        raise ValueError("this algorithm has no export to NumPy; use the format 'stablehlo'")
 
     template, recorded = record_observations(agent, policy_params, state, data, spec)
-    program, first_carry, masked = trim(agent, policy_params, template)
-    recorded["action"] = live_actions(agent, policy_params, template, recorded)
+    sent = (agent, policy_params) if mixture is None else deployed(agent, described)
+    program, first_carry, masked = trim(*sent, template)
+    member = slots = None
+    if mixture is not None:  # each member plays in some of the recorded environments
+        member = np.arange(recorded["observation"].shape[1], dtype=np.int32) % len(mixture.weights)
+        slots = np.asarray(described["slots"])[member]
+    recorded["action"] = live_actions(agent, policy_params, template, recorded, slots)
     if not masked:
         recorded.pop("legal_actions", None)
 
@@ -93,13 +101,19 @@ def export_policy(
         arrays = {"program": stablehlo(program, template, first_carry, masked, platforms)}
         facts: dict[str, Any] = {"kind": "stablehlo", "platforms": list(platforms)}
     else:
-        layers, arrays = plain_layers(described)
+        layers, arrays = plain_layers(members[0])
+        if mixture is not None:
+            every = [plain_layers(one)[1] for one in members]
+            arrays |= {k: np.stack([one[k] for one in every]) for k in arrays if not k.startswith("action/")}
         facts = {"kind": "numpy", "layers": layers}
     arrays |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(first_carry)}
     arrays |= {f"example/{name}": rows[: NUM_EXAMPLES[0], : NUM_EXAMPLES[1]] for name, rows in recorded.items()}
+    if mixture is not None and member is not None:
+        arrays |= {"mixture/weights": np.asarray(mixture.weights), "example/member": member[: NUM_EXAMPLES[1]]}
+        recorded["member"] = member
     if spec is not None and not isinstance(spec, EnvSpec):
         spec = spec.spec(spec.default_params if data.env_params is None else data.env_params)
-    action_space = described.get("action_space") if spec is None else spec.action_space
+    action_space = members[0].get("action_space") if spec is None else spec.action_space
     facts |= {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -107,6 +121,7 @@ def export_policy(
         "action": describe(recorded["action"], action_space),
         "legal_actions": recorded["legal_actions"].shape[-1] if masked else None,
         "num_carry": len(first_carry),
+        "num_members": None if mixture is None else len(mixture.weights),
         "versions": {name: importlib.metadata.version(name) for name in ("jaxrl", "jax", "numpy")},
         "user": dict(metadata or {}),
     }

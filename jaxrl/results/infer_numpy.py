@@ -5,7 +5,7 @@ carried to a machine without JAX:
 
     import infer_numpy
     policy = infer_numpy.load("policy.npz")
-    carry = policy.start(1)  # one environment
+    carry = policy.start(1)  # one environment; draws the member of a mixture that plays the episode
     action, carry = policy.act(observation[None], carry=carry)
 
 `python infer_numpy.py policy.npz` replays what was recorded at export time and prints how long one action takes.
@@ -31,17 +31,40 @@ class Policy:
 
     Attributes:
         metadata: spaces, versions and what was given to the export, as JSON values.
-        examples: recorded `observation` `[T, b, ...]`, `action` and perhaps `legal_actions`.
+        examples: recorded `observation` `[T, b, ...]`, `action`, perhaps `legal_actions` and `member` `[b]`.
+        weights: of a mixture, f32 `[M]`, how often each of its members plays an episode; else None.
     """
 
     def __init__(self, metadata: dict[str, Any], arrays: dict[str, np.ndarray]):
         self.metadata = metadata
         self.examples = {name[8:]: array for name, array in arrays.items() if name.startswith("example/")}
+        self.weights = arrays.get("mixture/weights")
         self._first_carry = tuple(arrays[f"carry/{i}"] for i in range(metadata["num_carry"]))
 
-    def start(self, batch: int) -> tuple[Any, ...]:
-        """The memory of b = `batch` episodes at their start; `()` for policies without memory."""
-        return tuple(np.repeat(leaf[None], batch, axis=0) for leaf in self._first_carry)
+    def start(self, batch: int, *, member: Any = None, seed: int | None = None) -> tuple[Any, ...]:
+        """The memory of b = `batch` episodes at their start; `()` for policies without memory.
+
+        Args:
+            batch: b.
+            member: of a mixture, which member plays each episode, integers `[b]`; None draws them by `weights`.
+            seed: of that draw; None: another one every time.
+
+        Raises:
+            ValueError: there is no such member.
+        """
+        carry = [np.repeat(leaf[None], batch, axis=0) for leaf in self._first_carry]
+        if self.weights is None:
+            if member is not None:
+                raise ValueError("this policy is no mixture: it has no members to choose from")
+            return tuple(carry)
+        num_members = len(self.weights)
+        if member is None:
+            weights = self.weights.astype(np.float64)
+            member = np.random.default_rng(seed).choice(num_members, batch, p=weights / weights.sum())
+        member = np.asarray(member)
+        if member.shape != (batch,) or np.any((member < 0) | (member >= num_members)):
+            raise ValueError(f"member must be [{batch}] numbers from 0 to {num_members - 1}, got {member.tolist()}")
+        return (member.astype(np.int32), *carry[1:])
 
     def act(
         self, observation: Any, legal_actions: Any = None, carry: tuple[Any, ...] | None = None
@@ -51,7 +74,7 @@ class Policy:
         Args:
             observation: `[b, ...]`.
             legal_actions: bool `[b, N]`; None where all are legal.
-            carry: from the call before; None at the start of the episodes.
+            carry: from the call before, or from `start`; None at the start of the episodes.
 
         Returns:
             Actions `[b, ...]` and the carry for the next call.
@@ -91,7 +114,8 @@ class Policy:
             ValueError: the actions are not those recorded.
         """
         examples = self.examples if examples is None else examples
-        wanted, legal, carry, actions = examples["action"], examples.get("legal_actions"), None, []
+        wanted, legal, actions = examples["action"], examples.get("legal_actions"), []
+        carry = self.start(wanted.shape[1], member=examples.get("member"))
         for t, observation in enumerate(examples["observation"]):
             action, carry = self.act(observation, None if legal is None else legal[t], carry)
             actions.append(np.asarray(action))
@@ -112,7 +136,7 @@ class Policy:
 
 
 class NumpyPolicy(Policy):
-    """A policy as a list of layers."""
+    """A policy as a list of layers; of a mixture, every array of theirs leads with M."""
 
     def __init__(self, metadata: dict[str, Any], arrays: dict[str, np.ndarray]):
         super().__init__(metadata, arrays)
@@ -126,11 +150,30 @@ class NumpyPolicy(Policy):
             self._layers.append((layer, weights))
 
     def _run(self, observation: np.ndarray, legal_actions: np.ndarray | None, carry: tuple[Any, ...]) -> Any:
+        if self.weights is None:
+            return self._run_member((), observation, legal_actions, carry)
+        member, memories = carry[0], [leaf.copy() for leaf in carry[1:]]
+        actions: Any = None
+        for m in np.unique(member):
+            rows = member == m
+            legal = None if legal_actions is None else legal_actions[rows]
+            chosen, after = self._run_member(m, observation[rows], legal, tuple(leaf[rows] for leaf in memories))
+            actions = np.zeros((len(member), *chosen.shape[1:]), chosen.dtype) if actions is None else actions
+            actions[rows] = chosen
+            for leaf, new in zip(memories, after):
+                leaf[rows] = new
+        return actions, (member, *memories)
+
+    def _run_member(
+        self, member: Any, observation: np.ndarray, legal_actions: np.ndarray | None, carry: tuple[Any, ...]
+    ) -> Any:
+        """One network; `member` is its index, `()` for the only one."""
         features, memories = observation.astype(np.float32), []
         if "normalizer/mean" in self._arrays:
-            mean, std, limit = (self._arrays[f"normalizer/{name}"] for name in ("mean", "std", "limit"))
+            mean, std, limit = (self._arrays[f"normalizer/{name}"][member] for name in ("mean", "std", "limit"))
             features = np.clip((features - mean) / std, -limit, limit)
-        for layer, weights in self._layers:
+        for layer, stacked in self._layers:
+            weights = {name: array[member] for name, array in stacked.items()}
             if layer["kind"] == "gru":
                 features = gru(features, carry[len(memories)], weights)
                 memories.append(features)

@@ -173,13 +173,18 @@ def play_league(
 
     @jax.jit
     def play(params: tuple, game_params: Any, key: jax.Array) -> dict[str, jax.Array]:
-        sides = [[Family(f.start, f.act, p) for f, p in zip(side, own)] for side, own in zip((first, second), params)]
-        return cross_play(game, *sides, game_params, key, num_episodes, max_steps)
+        rows, columns = (
+            [Family(family.start, family.act, own) for family, own in zip(side, stacks)]
+            for side, stacks in zip((first, second), params)
+        )
+        return cross_play(game, rows, columns, game_params, key, num_episodes, max_steps)
 
     params = tuple([family.params for family in side] for side in (first, second))
-    rows, columns = (roster.weights() for roster in entrants.rosters)
+    first_weights, second_weights = (roster.weights() for roster in entrants.rosters)
     values = {
-        name: np.einsum("np,mq,pqei->nmei", rows, columns, np.asarray(table), optimize=True).astype(np.float32)
+        name: np.einsum("np,mq,pqei->nmei", first_weights, second_weights, np.asarray(table), optimize=True).astype(
+            np.float32
+        )
         for name, table in play(params, entrants.game_params, jax.random.key(seed)).items()
     }
     meta_game = make_meta_game(np.moveaxis(values["utility"].mean(axis=2), -1, 0))
