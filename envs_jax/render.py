@@ -67,12 +67,12 @@ class Canvas:
     ) -> None:
         """`text` of `size` with its top at `position`, which is its "left", "middle" or "right"."""
         x, y, height = (number * self.SCALE for number in (*position, size))
-        stroke = 0.045 * height if bold else 0
+        stroke = 0.022 * height if bold else 0
         self._draw.text((x, y), text, color, _font(height), ANCHORS[anchor], stroke_width=stroke)
 
     def pixels(self) -> Frame:
         """The finished picture, u8 `[height, width, 3]`."""
-        return np.asarray(self._image.resize(self.size, Image.Resampling.LANCZOS))
+        return np.asarray(self._image.reduce(self._image.width // self.size[0]))
 
     def _scaled(self, numbers: Sequence[float]) -> list[float]:
         return [number * self.SCALE for number in numbers]

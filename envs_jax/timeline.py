@@ -18,14 +18,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from envs_jax.core import EnvParams, PyTree, TimeStep
+from envs_jax.core import PyTree, TimeStep
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
     """An episode of T steps on the host."""
 
-    params: EnvParams  # those of the episode, after `sample_params`
+    params: PyTree  # those of the episode, after `sample_params`
     states: PyTree  # leaves [T + 1, ...]: before each step, and the last one
     actions: np.ndarray  # [T, ...]; -1 where an agent's action is not known
     time_steps: TimeStep  # leaves [T, ...]: what each step returned

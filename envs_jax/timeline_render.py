@@ -56,7 +56,8 @@ class _Layout:
             middle = top + track.height / 2
             size = min(FONT, track.height + 1)
             color = INK if size == FONT else FAINT
-            canvas.text((self.left - 8, middle - size * 0.6), track.label, color, size, "right")
+            right = self.left - (44 if isinstance(track, Curve) else 8)  # a curve has numbers beside it
+            canvas.text((right, middle - size * 0.6), track.label, color, size, "right")
             if isinstance(track, Curve):
                 self._draw_curve(canvas, track, top)
             else:
@@ -99,8 +100,8 @@ class _Layout:
         scale = (curve.height - 6) / (high - low) if high > low else 0.0
         points = [(self._x(step + 0.5), top + 3 + (high - value) * scale) for step, value in enumerate(values)]
         canvas.line(points if len(points) > 1 else points * 2, curve.color, 1.6)
-        for value, y in ((high, top - 2), (low, top + curve.height - 10)) if high > low else ((high, top - 2),):
-            canvas.text((self._x(0) + 4, y), f"{value:.4g}", FAINT, FONT - 1)
+        for value, y in {high: top - 1, low: top + curve.height - 12}.items():
+            canvas.text((self._x(0) - 8, y), f"{value + 0.0:.4g}", FAINT, FONT - 1, "right")
 
     def _legend_rows(self) -> list[list[tuple[float, Kind]]]:
         rows: list[list[tuple[float, Kind]]] = [[]]

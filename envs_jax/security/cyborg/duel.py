@@ -22,6 +22,7 @@ from envs_jax.security.cyborg.red import Proposal
 from envs_jax.security.cyborg.rewards import CyborgParams
 from envs_jax.security.cyborg.state import State
 from envs_jax.spaces import Box, Discrete, Space
+from envs_jax.timeline import Played, Timeline
 
 Array = jax.Array
 
@@ -51,6 +52,7 @@ class CyborgDuel(Environment[State, CyborgParams]):
     num_agents: ClassVar[int] = 2
     roles: ClassVar[tuple[str, ...]] = ("blue", "red")
     zero_sum: ClassVar[bool] = True
+    frames_per_second = 4.0
 
     def __init__(
         self,
@@ -164,6 +166,12 @@ class CyborgDuel(Environment[State, CyborgParams]):
 
     def render(self, state: State, params: CyborgParams | None = None) -> Any:
         return self.game.render(state, params)
+
+    def film(self, played: Played) -> list[Any]:
+        return self.game.film(played)
+
+    def timeline(self, played: Played) -> Timeline:
+        return self.game.timeline(played)
 
     def heuristics(self, names: Sequence[str]) -> tuple[Any, Any, Any]:
         """Fixed policies as `(start, act, policy_params)`: see `make_heuristics`."""

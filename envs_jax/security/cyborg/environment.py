@@ -27,6 +27,7 @@ from envs_jax.security.cyborg.rewards import CyborgParams, check_reward, learnin
 from envs_jax.security.cyborg.rules import make_rules
 from envs_jax.security.cyborg.state import UNKNOWN, Choices, RedMemory, State, initial_state
 from envs_jax.spaces import Discrete, MultiDiscrete, Space
+from envs_jax.timeline import Played, Timeline
 
 Array = jax.Array
 
@@ -55,7 +56,8 @@ class Cyborg(Environment[State, CyborgParams]):
     Legal actions: bool `[actions]`, all that is not known to fail; with `all_legal` everything, as in the challenge.
     Info, of the last step, some of it hidden from blue: base_reward and its parts confidentiality, availability,
         action_cost, isolation_cost f32; hosts_held, hosts_rooted (by red), hosts_isolated, blue_success and
-        red_success (0 no, 1 yes, 2 unknown), red_kind, red_host i32.
+        red_success (0 no, 1 yes, 2 unknown), blue_kind (-1 Sleep and Monitor, else of `actions.KINDS`), blue_host,
+        red_kind (of `network.RED_KINDS`), red_host, red_subnet i32 (-1 for none).
 
     Args:
         red: "bline", "meander", "sleep", "random", "mix" (B_line or Meander), or several of the names: then each
@@ -74,6 +76,8 @@ class Cyborg(Environment[State, CyborgParams]):
     Raises:
         ValueError: an option is refused.
     """
+
+    frames_per_second = 4.0
 
     def __init__(
         self,
@@ -204,9 +208,12 @@ class Cyborg(Environment[State, CyborgParams]):
             "hosts_held": count(state.held),
             "hosts_rooted": count(state.rooted),
             "hosts_isolated": count(state.isolated),
+            "blue_kind": blue.kind,
+            "blue_host": jnp.where(blue.kind < 0, -1, blue.host),
             "blue_success": blue.success,
             "red_kind": choices.red_kind,
             "red_host": choices.red_host,
+            "red_subnet": choices.red_subnet,
             "red_success": state.success.astype(jnp.int32),
         }
         return state, self._time_step(state, reward, info, params)
@@ -231,6 +238,17 @@ class Cyborg(Environment[State, CyborgParams]):
         from envs_jax.security.cyborg.draw import draw
 
         return draw(state, self.network if params is None else params.network)
+
+    def film(self, played: Played) -> list[Any]:
+        """The network after every step, with both sides' last actions and the reward so far."""
+        from envs_jax.security.cyborg.draw import film
+
+        return film(played)
+
+    def timeline(self, played: Played) -> Timeline:
+        from envs_jax.security.cyborg.story import timeline
+
+        return timeline(played)
 
 
 def check_action(action: Any, space: Discrete | MultiDiscrete) -> Array:
@@ -263,8 +281,11 @@ def _no_info() -> dict[str, Array]:
         "hosts_held": none + 1,
         "hosts_rooted": none + 1,
         "hosts_isolated": none,
+        "blue_kind": none - 1,
+        "blue_host": none - 1,
         "blue_success": none + UNKNOWN,
         "red_kind": none + SLEEP,
         "red_host": none - 1,
+        "red_subnet": none - 1,
         "red_success": none + UNKNOWN,
     }
