@@ -48,14 +48,15 @@ def act(
 ) -> tuple[Array, tuple[Array, Array, Array], dict[str, Array]]:
     """One action, as `jaxrl.types.Algorithm.act`; deterministic, `policy_params` and `key` are not read."""
     del policy_params, key, deterministic
+    assert time_step.legal_actions is not None
     step, last, target = carry
     scanned, exploited = time_step.observation[0:52:4] > 0, time_step.observation[1:52:4] > 0
     touched = scanned[_USERS]
     found = jnp.where(jnp.argmax(touched) < 2, _ENTERPRISE1, _ENTERPRISE0).astype(jnp.int32)
     target = jnp.where((target < 0) & touched.any(), found, target)
 
-    # The next decoy that is still missing, by the mask. Not right after a Restore: red tries the host again
-    # then, and a decoy that is hit in the step in which another is placed looks like an exploit.
+    # The next decoy that is still missing, by the mask. Not right after a Restore: red tries the host again then, and
+    # a decoy that is hit in the step in which another is placed looks like an exploit.
     cleaned = last >= _RESTORE
     plan = jnp.asarray(_PLANS)[(target == _ENTERPRISE1).astype(jnp.int32)]
     missing = time_step.legal_actions[plan]
