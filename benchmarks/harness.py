@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CONTENDERS = Path(__file__).parent / "contenders"
+PACKAGES = ("jax", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")  # whose versions are noted
 
 
 @dataclasses.dataclass
@@ -86,17 +87,20 @@ def measure_compiled(function: Callable, *arguments: Any) -> tuple[Any, dict[str
 
 def report(settings: dict[str, Any], env_steps: int, times: dict[str, float], **facts: Any) -> None:
     """Prints the JSON line of one run."""
-    row: dict[str, Any] = {"settings": settings, "env_steps": env_steps} | {k: round(v, 4) for k, v in times.items()}
-    row |= {
+    # Merged in the old way: interpreters of old simulators are older than `|` of dictionaries.
+    row = {
+        "settings": settings,
+        "env_steps": env_steps,
+        **{name: round(value, 4) for name, value in times.items()},
         "env_steps_per_second": round(env_steps / times["seconds"], 1),
         "env_steps_per_cpu_second": round(env_steps / times["cpu_seconds"], 1),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "versions": {"python": platform.python_version()}
-        | _versions("jax", "gymnax", "gymnasium", "stable-baselines3", "torch"),
+        "versions": {"python": platform.python_version(), **_versions(*PACKAGES)},
         "device": _device(),
         "cores": os.cpu_count(),
+        **facts,
     }
-    print(json.dumps(row | facts))
+    print(json.dumps(row))
 
 
 def seconds_to_return(curve: list[float], threshold: float, seconds: float) -> float | None:
