@@ -148,6 +148,19 @@ def test_start_from_trained_parameters(finished):
         jaxrl.fit(other, init_from=folder, progress=False)
 
 
+def test_arrays_without_entries_are_restored(tmp_path):
+    """Environments switch off a part of their state by giving it the size 0."""
+    state = {"full": jnp.arange(3), "off": jnp.zeros((0, 2), jnp.int16)}
+    writer = checkpoint.CheckpointWriter(tmp_path, keep=1)
+    writer.save(state, 1, {})
+    writer.wait()
+    (path,) = list_checkpoints(tmp_path)
+    restored, facts = checkpoint.restore(path, state)
+    assert facts == {"update": 1}
+    assert (restored["off"].shape, restored["off"].dtype) == ((0, 2), jnp.int16)
+    np.testing.assert_array_equal(restored["full"], state["full"])
+
+
 def test_evaluation_is_the_same_for_every_seed_and_checkpoint(finished):
     run, _, state, log = finished
     agent, data = jaxrl.make_algorithm(run), jaxrl.load_data(run)

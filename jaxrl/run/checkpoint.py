@@ -118,6 +118,7 @@ def restore(path: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         arrays = ocp.PyTreeCheckpointer().restore((path / "arrays").absolute())
     except Exception as error:  # whatever the reader says of damaged files
         raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    arrays |= {name: np.zeros(entry["shape"], entry["dtype"]) for name, entry in stored.items() if 0 in entry["shape"]}
     for name, entry in stored.items():
         if name not in arrays or _checksum(np.asarray(arrays[name])) != entry["crc32"]:
             raise CheckpointError(f"{path} is damaged: the checksum of {name} does not match")
@@ -173,7 +174,9 @@ def _write(path: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> 
     temporary = path.with_name(f".tmp-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    ocp.PyTreeCheckpointer().save((temporary / "arrays").absolute(), arrays)
+    # Orbax refuses arrays without entries; their shape, kept below, says all about them.
+    filled = {name: array for name, array in arrays.items() if array.size}
+    ocp.PyTreeCheckpointer().save((temporary / "arrays").absolute(), filled)
     entries = {
         name: {"shape": array.shape, "dtype": str(array.dtype), "crc32": _checksum(array)}
         for name, array in arrays.items()
