@@ -346,7 +346,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_column(name)
     for row in rows:
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(soft_wrap=True).print(table)
+    # A file has no width to fit into.
+    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def stored(folder, changes=()):
 @pytest.mark.slow
 def test_a_stored_student_is_an_ordinary_run(tmp_path):
     source, out = stored(tmp_path / "psro"), tmp_path / "student"
-    result = distill(source, out, num_updates=20, response_updates=30, num_episodes=64)
+    result = distill(source, out, num_updates=20, num_restarts=2, response_updates=30, num_episodes=64)
     facts = json.loads((out / "distillation.json").read_text())
     assert facts["role"] == result.role == "row"
     assert facts["loss"] == list(result.loss)

@@ -35,7 +35,8 @@ class Distilled:
     role: str
     imitation: float  # -log probability of the mixture's actions, over the last tenth of the updates
     agreement: float  # how often the student's likeliest action is the one that the mixture took, likewise
-    # What a fresh best response of the other role earns, mean utility and standard error over episodes.
+    # What a fresh best response of the other role earns: mean utility and its standard error over episodes. How well
+    # responses happen to train adds to that; more restarts and updates make it less.
     mixture: tuple[float, float]
     student: tuple[float, float]
     loss: tuple[float, float]  # student less mixture, in the same episodes
@@ -53,7 +54,7 @@ def distill(
     *,
     role: str | None = None,
     num_updates: int = 400,
-    num_restarts: int = 1,
+    num_restarts: int = 3,
     response_updates: int | None = None,
     num_episodes: int = 1024,
     seed: int = 0,

@@ -94,13 +94,13 @@ class League:
         return sorted(rows, key=lambda row: -row["rating"])
 
     def summary(self, role: int) -> list[dict[str, Any]]:
-        """`board` as a person reads it."""
+        """`board` as a person reads it; after the sign half the width of the interval."""
         rows = []
         for row in self.board(role):
             shown = {row["role"]: row["name"]}
             for measure in ("rating", "utility", "worst_case"):
-                low, high = row[f"{measure}_low"], row[f"{measure}_high"]
-                shown[measure.replace("_", " ")] = f"{row[measure]:.3f} [{low:.3f}, {high:.3f}]"
+                half = (row[f"{measure}_high"] - row[f"{measure}_low"]) / 2
+                shown[measure.replace("_", " ")] = f"{row[measure]:.3f} ±{half:.3f}"
             shown |= {"against": row["against"], "weight": f"{row['weight']:.3f}"}
             rows.append(shown | ({"control": f"{row[CONTROL]:.3f}"} if CONTROL in row else {}))
         return rows
