@@ -13,6 +13,7 @@ from PIL import Image
 import envs_jax
 from envs_jax import timeline
 from envs_jax.timeline import Curve, Kind, Timeline, Track
+from jaxrl.rollout import episodes
 from jaxrl.run.config import ConfigError
 from jaxrl.run.replay import play, render_episode
 
@@ -20,15 +21,21 @@ TICKS = 40
 OPPONENTS = ["guard(2)"]
 
 
-@pytest.fixture(scope="module")
-def episode():
-    """Blue, whose flips often fail, against a red that checks and flips."""
+def game():
+    """What `play` and `episodes` take: blue, whose flips often fail, against a red that checks and flips."""
     options = {"role": "blue", "opponents": OPPONENTS, "horizon": TICKS, "flip_success": [0.6, 1.0]}
     env, params = envs_jax.make("poolflip-r3", **options)
     start, act, policies = env.env.heuristics(["exponential(0.4)"])
     policy_params = jax.tree.map(lambda leaf: leaf[0], policies)
     keys = jax.random.split(jax.random.key(3), 2)
-    return env, play(env, (start, act), policy_params, params, keys, jax.random.key(4), TICKS)
+    return env, (start, act), policy_params, params, keys, jax.random.key(4), TICKS
+
+
+@pytest.fixture(scope="module")
+def episode():
+    """The environment and the second of two episodes."""
+    env, *arguments = game()
+    return env, play(env, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +51,20 @@ def test_the_whole_episode_is_recorded(episode):
     np.testing.assert_array_equal(played.states.game.time, np.arange(TICKS + 1))
     assert played.time_steps.truncated[-1]
     assert played.episode_return == pytest.approx(played.time_steps.reward.sum(), rel=1e-5)
+
+
+def test_it_is_the_episode_of_the_evaluation(episode):
+    result = episodes(*game())
+    assert episode[1].episode_return == pytest.approx(float(result.episode_return[1]), rel=1e-5)
+    assert float(result.episode_return[0]) != float(result.episode_return[1])
+
+
+def test_an_episode_may_be_cut():
+    env, *arguments, _ = game()
+    short = play(env, *arguments, TICKS // 2)
+    assert short.length == len(short.time_steps.reward) == TICKS // 2
+    assert short.states.game.time[-1] == TICKS // 2
+    assert env.timeline(short).length == TICKS // 2
 
 
 def test_bars_show_owners_and_beliefs(episode, shown):
