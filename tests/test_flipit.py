@@ -298,3 +298,17 @@ def test_one_role_against_heuristics():
 def test_refused_options(options, message):
     with pytest.raises(ValueError, match=message):
         envs_jax.make("flipit", **options)
+
+
+def test_finite_optimum_is_the_best_of_all_policies_and_tends_to_the_long_run():
+    finite = theory.finite_optimum_against_geometric
+    # One tick in possession: keep it with probability q, or flip for certain.
+    assert finite(0.3, 4.0, 1.0, 1) == pytest.approx(0.7)
+    assert finite(0.9, 0.25, 1.0, 1) == pytest.approx(0.75)
+    # Two ticks without any look: q + q^2.
+    assert finite(0.1, 4.0, 1.0, 2) == pytest.approx((0.9 + 0.81) / 2)
+    for p, flip_cost, check_cost in ((0.02, 4.0, 1.0), (0.1, 4.0, 0.25), (0.2, 4.0, 1.0), (0.3, 4.0, 1.0)):
+        long_run = theory.best_response_to_geometric(p, flip_cost, check_cost).beta
+        short, long = finite(p, flip_cost, check_cost, 256), finite(p, flip_cost, check_cost, 1024)
+        assert long_run - 1e-9 < long < short < long_run + 0.1
+        assert long - long_run < 0.02

@@ -278,6 +278,15 @@ def test_masks_forbid_what_is_known_to_be_useless():
     )
 
 
+def test_checks_can_be_forbidden():
+    env = PoolFlip(2, horizon=8, allow_checks=False)
+    _, first = jax.jit(env.reset)(KEY, env.default_params)
+    np.testing.assert_array_equal(first.legal_actions, [[1, 1, 0, 1, 0]] * 2)
+    both = PoolFlip(2, horizon=8, allow_checks=False, mask_known_flips=True)
+    _, first = jax.jit(both.reset)(KEY, both.default_params)
+    np.testing.assert_array_equal(first.legal_actions, [[1, 0, 0, 0, 0], [1, 1, 0, 1, 0]])
+
+
 @pytest.mark.slow
 def test_protocol_with_all_options():
     options = {"observation_mode": "paper", "tie": "random", "mask_known_flips": True, "flip_success": 0.7}

@@ -9,6 +9,8 @@ costs, the training heuristics and the measure of effectiveness are our choice: 
 from __future__ import annotations
 
 import dataclasses
+import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,13 +35,17 @@ from jaxrl.studies.report import Claim, Report
 TRAINING = ("sleep", "periodic(4)", "exponential(0.25)", "uniform(4,2)")
 PRIMARY = "guard(2)"
 HELD_OUT = (PRIMARY, "guard(6)", "burst(6,18)", "periodic(2)", "shadow(4,1)", "greedy_exp(0.1)")
+RULES = ("observation_mode", "allow_checks")  # options of the game that change what a policy may see or do
 PSRO = "flip-psro"
 COST_ONLY = "flip-psro, utility flipit"
-# Leave one family out: what is held out of training, and the attack that then counts.
+ATTACKS = (*HELD_OUT, *TRAINING[1:])  # all that is measured; the last are known from training
+# Leave one family out: trained on the other four, measured on the one left out.
 FAMILIES = {
-    "periodic": ("periodic(4)", "periodic(2)"),
-    "exponential": ("exponential(0.25)", "exponential(0.25)"),
-    "uniform": ("uniform(4,2)", "uniform(4,2)"),
+    "periodic": "periodic(4)",
+    "exponential": "exponential(0.25)",
+    "uniform": "uniform(4,2)",
+    "guard": "guard(2)",
+    "burst": "burst(6,18)",
 }
 
 
@@ -148,9 +154,10 @@ def ablations(scale: Scale) -> dict[str, RunConfig]:
         "observation paper": ["env.observation_mode=paper"],
         "no checks": ["env.allow_checks=false"],
     }
-    for family, (left_out, _) in FAMILIES.items():
-        rest = [name for name in TRAINING if name != left_out]
-        changes[f"without {family}"] = [f"config.heuristics={list(rest)}".replace("'", '"')]
+    for family in FAMILIES:
+        rest = [TRAINING[0], *(attack for name, attack in FAMILIES.items() if name != family)]
+        changes[f"without {family}"] = [f"config.heuristics={json.dumps(rest)}"]
+    changes |= {f"{r} resources": [f"env.name=poolflip-r{r}"] for r in (1, 10)}
     return {f"{PSRO}, {name}": population_run(scale, *overrides) for name, overrides in changes.items()}
 
 
@@ -180,8 +187,8 @@ class Field:
         return self.population.heuristic_members(names, self.run.hparams)
 
     def meet(self, members: Member, weights: Any) -> Arrays:
-        """What defenders earn against every held-out attack, each `[S, attacks]`: means over the same episodes."""
-        return over_seeds(self._meet, (0, 0, None), members, weights, self.heuristics(HELD_OUT))
+        """What defenders earn against each of `ATTACKS`, f32 `[S, attacks]`: means over the same episodes."""
+        return over_seeds(self._meet, (0, 0, None), members, weights, self.heuristics(ATTACKS))
 
     def _meet(self, members: Member, weights: jax.Array, attackers: Member) -> dict[str, jax.Array]:
         played = self.population.play_mixture(
@@ -247,16 +254,13 @@ def run(laboratory: Laboratory, scale: Scale, report: Report) -> None:
     arms, measured, attacked = {}, {}, {}
     for name, arm_run in runs.items():
         arm = arms[name] = laboratory.train(name, arm_run, scale.num_seeds)
-        if arm_run.env.options.get("observation_mode", "full") != "full" or "allow_checks" in arm_run.env.options:
-            of_arm = Field(arm_run, scale)  # its networks see the game otherwise
-        else:
-            of_arm = field
-        measured[name] = laboratory.measure(f"{name}, attacks", lambda: of_arm.meet(*of_arm.policies(arm)))  # noqa: B023
+        # All meet on one field, but for those that play the game by other rules or see it otherwise.
+        own = any(arm_run.env.options.get(key) != runs[PSRO].env.options.get(key) for key in RULES)
+        place = Field(arm_run, scale) if own or arm_run.env.name != runs[PSRO].env.name else field
+        measured[name] = laboratory.measure(f"{name}, attacks", partial(place.meet, *place.policies(arm)))
         if scale.exploit_seeds and not name.startswith("B6"):
-            attacked[name] = laboratory.measure(
-                f"{name}, exploited",
-                lambda: of_arm.exploit(*of_arm.policies(arm), role=1),  # noqa: B023
-            )["utility"]
+            exploit = partial(place.exploit, *place.policies(arm), role=1)
+            attacked[name] = laboratory.measure(f"{name}, exploited", exploit)["utility"]
     heuristics = laboratory.measure("heuristics, attacks", lambda: _heuristic_defenders(field))
     tables_of_attacks(report, measured, heuristics, scale)
     if scale.exploit_seeds:
@@ -284,19 +288,20 @@ def tables_of_attacks(report: Report, measured: dict[str, Arrays], heuristics: A
         rows = []
         for name, values in measured.items():
             row: dict[str, Any] = {"defender": name}
-            row |= {attack: _middle(values[metric][:, i]) for i, attack in enumerate(HELD_OUT)}
-            rows.append(row | {"worst": _middle(values[metric].min(axis=1))})
+            row |= {attack: _middle(values[metric][:, i]) for i, attack in enumerate(ATTACKS)}
+            rows.append(row | {"worst held out": _middle(values[metric][:, : len(HELD_OUT)].min(axis=1))})
         for i, name in enumerate((*TRAINING, PRIMARY)):
             row = {"defender": f"B0 {name}"}
-            row |= {attack: float(heuristics[metric][i, j]) for j, attack in enumerate(HELD_OUT)}
-            rows.append(row | {"worst": float(heuristics[metric][i].min())})
+            row |= {attack: float(heuristics[metric][i, j]) for j, attack in enumerate(ATTACKS)}
+            rows.append(row | {"worst held out": float(heuristics[metric][i, : len(HELD_OUT)].min())})
         words = {"control": "share of the resources owned", "margin": "u_blue - u_red per tick",
                  "benefit": "u_blue, share owned less cost, per tick"}  # fmt: skip
         report.table(
             metric,
             rows,
-            f"{metric.capitalize()}, {words[metric]}, on held-out attacks ({PRIMARY} is the primary one): "
-            f"interquartile means over {scale.num_seeds} seeds of {scale.num_episodes} common episodes each.",
+            f"{metric.capitalize()}, {words[metric]}, by attack; {PRIMARY} is the primary one held out of training, "
+            f"the last {len(TRAINING) - 1} were met in it: interquartile means over {scale.num_seeds} seeds of "
+            f"{scale.num_episodes} common episodes each.",
         )
     sleeping = {metric: heuristics[metric][0] for metric in ("control", "margin")}
     baselines = [name for name in measured if name[:2] in ("B1", "B2", "B3", "B4", "B5")]
@@ -337,6 +342,14 @@ def tables_of_attacks(report: Report, measured: dict[str, Arrays], heuristics: A
         report.table("effectiveness", rows, f"Eff on {PRIMARY}: 0 is a sleeping defender, 1 one trained on {PRIMARY}.")
     if COST_ONLY in measured:
         _control_maintained(report, measured, scale)
+    if scale.ablations:
+        rows = []
+        for family, attack in FAMILIES.items():
+            control = measured[f"{PSRO}, without {family}"]["control"][:, ATTACKS.index(attack)]
+            known = measured[PSRO]["control"][:, ATTACKS.index(attack)]
+            row = {"family": family, "attack": attack, "control": _middle(control), "of flip-psro": _middle(known)}
+            rows.append(row)
+        report.table("left_out", rows, "Control against a family that was left out, trained on the other four.")
 
 
 def _control_maintained(report: Report, measured: dict[str, Arrays], scale: Scale) -> None:

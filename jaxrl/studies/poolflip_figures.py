@@ -6,9 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from envs_jax.timeline import save
+from jaxrl.parts.roles import take
 from jaxrl.results.figures import draw_bars, draw_heat_map, draw_scatter, draw_shares
 from jaxrl.results.plot import draw_curves
 from jaxrl.results.stats import interquartile_mean, stratified_bootstrap
+from jaxrl.run.program import make_env
+from jaxrl.run.replay import play_episode
 from jaxrl.studies.laboratory import Arm, Arrays, Laboratory
 from jaxrl.studies.report import Report
 
@@ -34,13 +38,12 @@ def draw_all(
         table, names, names, add("payoffs.png", "Empirical game of one seed: margin of blue (rows) against red."),
         xlabel="red", ylabel="blue",
     )  # fmt: skip
+    columns = [*psro.run.config.heuristics, *(f"learned_{k}" for k in range(len(table)))][: len(table)]
     for role in ("blue", "red"):
-        shares = {}
-        for name in names:
-            column = f"strategy/{role}/{name.replace('learned ', 'learned_')}"
-            if name.startswith("learned "):
-                column = f"strategy/{role}/learned_{int(name.split()[1]) - 1}"
-            shares[name] = np.mean([columns[column] for columns in psro.metrics], axis=0)
+        shares = {
+            name: np.mean([metrics[f"strategy/{role}/{column}"] for metrics in psro.metrics], axis=0)
+            for name, column in zip(names, columns)
+        }
         draw_shares(
             shares, add(f"strategy_{role}.png", f"Meta-strategy of {role} over the iterations, mean over seeds."),
             xlabel="iteration",
@@ -68,3 +71,10 @@ def draw_all(
             add("exploitability.png", "What a fresh attacker earns against each defender, margin per tick."),
             ylabel="u_red - u_blue",
         )
+    env, first = make_env(psro.run)[0], take(psro.states, 0)
+    save(
+        env.timeline(play_episode(psro.run, first)),
+        add(
+            "ownership.png", f"One episode of the first seed's mixture against {psro.run.env.options['opponents'][0]}."
+        ),
+    )
