@@ -126,6 +126,19 @@ def test_matrix_games_have_their_payoffs_and_an_equilibrium(matrix_run):
     assert sum(row["weight"] for row in board.values()) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_games_that_are_not_zero_sum(tmp_path):
+    run = make_config(MATRIX, ["env.payoffs=prisoners-dilemma", "config.meta_solver=alpharank"])
+    state = imagined_state(run)
+    folder = store(run, state.replace(strategies=jnp.ones_like(state.strategies)), tmp_path / "runs" / "dilemma")
+    result = league([folder], tmp_path, heuristics=["pure(1)"], num_episodes=2)
+    assert result.solver == "alpharank"
+    assert result.names[0] == ("dilemma", "pure(1)")  # nothing learned: it cooperates
+    np.testing.assert_allclose(result.payoffs(), [[[3, 0], [5, 1]], [[3, 5], [0, 1]]], atol=1e-6)
+    assert result.board(0)[0]["name"] == "pure(1)"
+    assert result.board(0)[0]["weight"] > 0.9
+    assert {file.name for file in tmp_path.glob("*.png")} == {"payoffs_row.png", "payoffs_column.png"}
+
+
 def test_who_enters(mixed):
     _, result = mixed
     assert result.roles == ("blue", "red")

@@ -109,7 +109,8 @@ def payoff_begin(key, pairs):
 
     def one(pair, key_reset, key_start):
         state, time_step = game.reset(key_reset, game_params)
-        return state, time_step, population.both[0](pair, key_start), jnp.zeros(2)
+        totals = {name: jnp.zeros(2) for name, leaf in time_step.info.items() if leaf.shape == (2,)}
+        return state, time_step, population.both[0](pair, key_start), totals | {"utility": jnp.zeros(2)}
 
     return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))(pairs, *keys)
 
@@ -120,10 +121,11 @@ def payoff_step(pairs, playing, key):
     keys = jax.random.split(key_step, (2, num_episodes))
 
     def one(pair, playing, key_act, key_step):
-        state, time_step, carry, total = playing
+        state, time_step, carry, totals = playing
         action, carry, _ = population.both[1](pair, carry, time_step, key_act, False)
         state, time_step = game.step(key_step, state, action, game_params)
-        return state, time_step, carry, total + time_step.reward
+        values = time_step.info | {"utility": time_step.reward}
+        return state, time_step, carry, {name: total + values[name] for name, total in totals.items()}
 
     return jax.vmap(jax.vmap(one, (None, 0, 0, 0)), (0, 0, None, None))(pairs, playing, *keys), key
 
@@ -134,16 +136,22 @@ def solved(payoffs, num_updates):
 
 
 @jax.jit
-def filled(payoffs, rows, columns, total):
-    return payoffs.at[:, rows, columns].set(jnp.mean(total, 1).T / max_steps)
+def filled(tables, rows, columns, totals):
+    """As in the compiled program, the tables of what a game reports are kept beside the payoffs."""
+    return {
+        name: tables.get(name, jnp.zeros((2, num_slots, num_slots)))
+        .at[:, rows, columns]
+        .set(jnp.mean(total, 1).T / max_steps)
+        for name, total in totals.items()
+    }
 
 
-def measure(payoffs, bank, rows, columns, key):
+def measure(tables, bank, rows, columns, key):
     pairs = pairs_of(bank, rows, columns)
     playing = payoff_begin(key, pairs)
     for _ in range(max_steps):
         playing, key = payoff_step(pairs, playing, key)
-    return filled(payoffs, rows, columns, playing[3])
+    return filled(tables, rows, columns, playing[3])
 
 
 def best_responses(key, bank, strategies, num_updates):
@@ -172,17 +180,18 @@ def psro(key, num_iterations, num_updates):
         lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:, :1], config.capacity, axis=1)], axis=1), bank
     )
     rows = jnp.repeat(jnp.arange(num_initial), num_initial)
-    payoffs = jnp.zeros((2, num_slots, num_slots))
-    payoffs = measure(payoffs, bank, rows, jnp.tile(jnp.arange(num_initial), num_initial), key)
-    strategies = solved(payoffs, 0)
+    columns = jnp.tile(jnp.arange(num_initial), num_initial)
+    tables = measure({}, bank, rows, columns, key)
+    strategies = solved(tables["utility"], 0)
     for k in range(num_iterations):
         key, key_train = jax.random.split(key)
         slot = num_initial + k
         bank = store(bank, slot, best_responses(key_train, bank, strategies, num_updates))
         newest = jnp.full(num_slots, slot)
-        payoffs = measure(payoffs, bank, jnp.concatenate([newest, every]), jnp.concatenate([every, newest]), key)
-        strategies = solved(payoffs, k + 1)
-    return jax.block_until_ready((payoffs, strategies))
+        rows, columns = jnp.concatenate([newest, every]), jnp.concatenate([every, newest])
+        tables = measure(tables, bank, rows, columns, key)
+        strategies = solved(tables["utility"], k + 1)
+    return jax.block_until_ready((tables, strategies))
 
 
 store = jax.jit(append)
