@@ -80,7 +80,7 @@ def test_list_and_info():
         (["sweep", "ppo_cartpole", "--grid", "hparams.learning_rate"], "--grid has the form"),
         (["parity", "chess", "."], "can check cyborg, not 'chess'"),
         (["parity", "cyborg", "nowhere"], "nowhere"),
-        (["list", "things"], "can list envs, algorithms or configs, not 'things'"),
+        (["list", "things"], "can list envs, algorithms, configs or studies, not 'things'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message):

@@ -117,6 +117,13 @@ def test_chunk_divides_everything():
     assert make_config(BASE, ["log.chunk=200"]).chunk == 200
 
 
+def test_a_shorter_run_needs_no_other_intervals():
+    """An interval longer than the run leaves the evaluation and the checkpoint at its end."""
+    run = make_config(BASE, ["evaluation.every=200", "checkpoint.every=100", "num_updates=150", "checkpoint.every=300"])
+    assert (run.evaluation.every, run.chunk) == (200, 6)
+    assert load_config("ppo_poolflip", ["num_updates=20"]).chunk == 1
+
+
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_builds(name):
     run = load_config(name)

@@ -42,7 +42,7 @@ class EnvConfig:
 class EvaluationConfig:
     """`[evaluation]`: the same episodes for every seed, checkpoint and algorithm."""
 
-    every: int = 0  # updates between evaluations; 0: only after the last
+    every: int = 0  # updates between evaluations, which also come after the last; 0: only then
     num_episodes: int = 256
     max_steps: int = 0  # an episode is cut there; 0: the environment's own bound
     seed: int = 12345
@@ -58,7 +58,7 @@ class EvaluationConfig:
 class CheckpointConfig:
     """`[checkpoint]`."""
 
-    every: int = 0  # updates between checkpoints; 0: only after the last
+    every: int = 0  # updates between checkpoints, which also come after the last; 0: only then
     keep: int = 3  # the newest so many are kept, beside the best
 
     def __post_init__(self) -> None:
@@ -103,11 +103,11 @@ class RunConfig:
         _at_least("num_devices", self.num_devices, 0)
         _one_of("matmul_precision", self.matmul_precision, PRECISIONS)
         for name, every in (("evaluation.every", self.evaluation.every), ("checkpoint.every", self.checkpoint.every)):
-            if every:
+            if 0 < every < self.num_updates:  # a longer interval is that of a longer run: only the end is due
                 _divides(name, every, "num_updates", self.num_updates)
         if self.log.chunk:
-            shared = math.gcd(self.num_updates, self.evaluation.every, self.checkpoint.every)
-            _divides("log.chunk", self.log.chunk, "num_updates, evaluation.every and checkpoint.every", shared)
+            what = "num_updates, evaluation.every and checkpoint.every"
+            _divides("log.chunk", self.log.chunk, what, self._shared_interval)
         _divides("log.every", self.log.every, "log.chunk (updates per compiled call)", self.chunk)
 
     @property
@@ -115,10 +115,16 @@ class RunConfig:
         """Updates per compiled call: `log.chunk`, or the largest number that divides all intervals, at most 5 %."""
         if self.log.chunk:
             return self.log.chunk
-        shared = math.gcd(self.num_updates, self.evaluation.every, self.checkpoint.every)
+        shared = self._shared_interval
         limit = max(self.num_updates // 20, self.log.every)
         fitting = [d for d in _divisors(shared) if d % self.log.every == 0]
         return max((d for d in fitting if d <= limit), default=min(fitting, default=shared))
+
+    @property
+    def _shared_interval(self) -> int:
+        """Updates between points at which something is due, if only the end."""
+        intervals = (self.evaluation.every, self.checkpoint.every)
+        return math.gcd(self.num_updates, *(every for every in intervals if every < self.num_updates))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

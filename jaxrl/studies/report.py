@@ -38,7 +38,7 @@ class Report:
     scale: str
     sizes: Mapping[str, Any]
     claims: list[Claim] = dataclasses.field(default_factory=list)
-    tables: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     captions: dict[str, str] = dataclasses.field(default_factory=dict)  # of tables and figures, by name
     figures: list[str] = dataclasses.field(default_factory=list)  # files in `figures/`
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -72,7 +72,7 @@ class Report:
             _write(out / "tables" / f"{name}.csv", _csv(rows))
         _write(out / "report.md", self.markdown())
 
-    def claim_rows(self) -> list[Row]:
+    def claim_rows(self) -> list[dict[str, Any]]:
         """The claims as rows of text."""
         verdicts = {True: "yes", False: "no", None: "not decided"}
         return [
