@@ -1,0 +1,1 @@
+"""Robots: physics-independent parts (momentum, motor limits, gear loads) and the environments made of them."""
