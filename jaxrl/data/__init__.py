@@ -1,0 +1,1 @@
+"""Recorded transitions: files on disk, episodes on the host, one `Dataset` on the device."""
