@@ -169,8 +169,8 @@ class Hopper:
         """The motors as they drive `joints`."""
         columns = [JOINTS.index(joint) for joint in joints]
         names = ("gear_ratio", "torque_constant", "resistance", "current_limit")
-        values = [self.table("motors", name) for name in names]
-        return motor_region.make_motors(*values, self.voltage, self.transmission[:, columns])
+        values = {name: self.table("motors", name) for name in names}
+        return motor_region.make_motors(**values, voltage=self.voltage, transmission=self.transmission[:, columns])
 
     def variant(self, name: str) -> Hopper:
         """This robot with the changes of one of its `variants`; "" is itself."""

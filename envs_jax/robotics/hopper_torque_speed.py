@@ -23,7 +23,7 @@ def torque_speed_points(hopper: Hopper) -> dict[str, dict[str, float]]:
 def torque_speed_table(hopper: Hopper) -> str:
     """Each motor's limits at its gear's output, as text."""
     header = ("motor", "torque cap N m", "corner rad/s", "no-load rad/s", "stall N m", "gear rated / destructive N m")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for name, point in torque_speed_points(hopper).items():
         gear = hopper.motors[name]
         numbers = [point[key] for key in ("cap", "corner_speed", "no_load", "stall")]
@@ -37,9 +37,8 @@ def draw_torque_speed(hopper: Hopper) -> SvgCanvas:
     size, margin = 240, 30
     canvas = SvgCanvas((size + margin) * len(hopper.motors) + margin, size + 2 * margin, "#f7f7f5")
     region, ratios = hopper.motor_region(), hopper.table("motors", "gear_ratio")
-    speeds = np.linspace(-1.3, 1.3, 131)[:, None] * [
-        [point["no_load"] for point in torque_speed_points(hopper).values()]
-    ]
+    points = torque_speed_points(hopper)
+    speeds = np.linspace(-1.3, 1.3, 131)[:, None] * np.array([[point["no_load"] for point in points.values()]])
     limits = [motor_region.torque_limits(region, speed) for speed in np.asarray(speeds * ratios, np.float32)]
     low, high = (np.stack([np.asarray(pair[i]) for pair in limits]) * ratios for i in (0, 1))
     for index, (name, motor) in enumerate(hopper.motors.items()):
