@@ -201,3 +201,24 @@ def test_cells():
     assert cell(Interval(1.0, math.nan, math.nan)) == "1.000"
     assert cell(7) == "7"
     assert markdown_table([]) == "(empty)\n"
+
+
+@pytest.mark.slow
+def test_cyborg_study_scores_all_defenders_on_the_same_episodes(tmp_path):
+    tiny = {"num_seeds": 1, "num_episodes": 64, "shorter": 100, "algorithms": ("ppo",)}
+    report = run_study("cyborg", "smoke", tmp_path / "study", **tiny)
+    returns = {row["defender"]: row for row in report.tables["returns"]}
+    means = {name: row["bline 100"].estimate for name, row in returns.items()}
+    # What is known of the original: a sleeper loses about 1135, and one that knows B_line's script about 14.
+    assert means["sleep"] == pytest.approx(-1135, abs=30)
+    assert means["scripted, knows B_line"] == pytest.approx(-13.6, abs=1.5)
+    assert means["sleep"] < means["random"] < means["scripted, knows B_line"]
+    plain = returns["ppo, base reward, challenge features, 11 kinds of action"]
+    assert plain["bline 100"].estimate == means["ppo bline"]  # the same configuration, trained once
+    assert len(list((tmp_path / "study" / "arms").iterdir())) == 2
+    behaviour = {row["defender"]: row for row in report.tables["behaviour"]}["ppo bline"]
+    shares = [value for name, value in behaviour.items() if name.endswith(" %") and not name.startswith("a host")]
+    assert sum(shares) == pytest.approx(100.0, abs=1e-3)
+    lost = sum(behaviour[part] for part in ("confidentiality", "availability", "action cost", "isolation cost"))
+    assert lost == pytest.approx(plain["bline 100"].estimate, rel=1e-4)
+    assert "not decided" in (tmp_path / "study" / "report.md").read_text()  # too short to judge

@@ -41,7 +41,9 @@ CONFIG = {
     "num_minibatches": 8,
     "network": {"hidden_sizes": [64, 64], "shared_torso": True},
 }
-HPARAMS = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.95}
+HPARAMS = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.95, "entropy_cost": 0.003}
+# In the first half of the updates: blind flips are a local optimum, which only wide exploration leaves.
+EXPLORING_ENTROPY_COST = 0.04
 
 
 def study_theory(laboratory: Laboratory, scale: Any, report: Report) -> None:
@@ -92,6 +94,7 @@ def learned_responses(num_seeds: int, num_updates: int, num_episodes: int = 256)
     recipe = algorithms.find("ppo")
     agent = recipe.make(structure(CONFIG, recipe.config, "config"), env)
     hparams = make_hparams(HPARAMS | {"anneal_updates": num_updates}, recipe.hparams)
+    exploring = dataclasses.replace(hparams, entropy_cost=jnp.float32(EXPLORING_ENTROPY_COST))
     costs = jnp.asarray([row[1:] for row in ROWS])
 
     def one(key: jax.Array, row: jax.Array) -> dict[str, jax.Array]:
@@ -101,7 +104,9 @@ def learned_responses(num_seeds: int, num_updates: int, num_episodes: int = 256)
             check_cost=jnp.full((2, 1), costs[row, 1]),
         )
         data = Data(dataclasses.replace(params, game=game, weights=jax.nn.one_hot(row, len(ROWS))))
-        state, _ = scan_updates(agent, agent.init(key, hparams, data), hparams, num_updates, data)
+        state = agent.init(key, hparams, data)
+        for stage, updates in ((exploring, num_updates // 2), (hparams, num_updates - num_updates // 2)):
+            state, _ = scan_updates(agent, state, stage, updates, data)
         played = episodes(
             env, (agent.start, agent.act), agent.policy(state, data), data.env_params,  # type: ignore[misc]
             jax.random.split(jax.random.key(0), num_episodes), jax.random.key(1), HORIZON, deterministic=False,
