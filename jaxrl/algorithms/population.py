@@ -252,49 +252,45 @@ class Population:
 
         return jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), jax.vmap(meet)(opponents))
 
-    def exploitability(
+    def exploit(
         self,
         key: Array,
         hparams: PyTree,
         game_params: EnvParams,
-        bank: Member,
-        strategies: Array,
+        role: int,
+        opponents: Member,
+        weights: Array,
         *,
         num_restarts: int = 3,
         num_updates: int | None = None,
         num_episodes: int = 1024,
-    ) -> dict[str, Array]:
-        """What fresh best responses earn against the mixed strategies: a lower bound of their exploitability.
+    ) -> Array:
+        """What the best of some fresh best responses earns against a mixed strategy: a bound of its exploitability.
+
+        The sum over both roles, of a zero-sum game, is the NashConv of the mixtures as far as the responses are best.
 
         Args:
             key: consumed.
             hparams: of the oracle; its schedules should end with `num_updates`.
             game_params: of the game.
-            bank: leaves `[2, M, ...]`.
-            strategies: f32 `[2, M]`.
-            num_restarts: best responses per role; the better one counts.
+            role: the one that responds, 0 or 1.
+            opponents: of the other role, leaves `[M, ...]`.
+            weights: f32 `[M]`, the mixture; sum 1.
+            num_restarts: best responses; the one with the highest mean counts.
             num_updates: of each; None: twice the population's.
             num_episodes: E, per restart and opponent; the restart is chosen and rated in the same ones.
 
         Returns:
-            `utility` f32 `[2]`, what the best response of each role earns against the other role's mixture, and
-            `standard_error` `[2]` of it. In a zero-sum game the sum of the utilities is the NashConv of the mixtures,
-            as far as the responses are best.
+            Utility of the responding role in each episode, f32 `[E]`.
         """
         key_train, key_play = jax.random.split(key)
-        train = lambda key: self.best_responses(  # noqa: E731
-            key, hparams, game_params, bank, strategies, num_updates or 2 * self.num_updates
+        respond = lambda key: self.best_response(  # noqa: E731
+            key, hparams, game_params, jnp.int32(role), opponents, weights, num_updates or 2 * self.num_updates
         )[0]
-        responses = jax.vmap(train)(jax.random.split(key_train, num_restarts))
-        means, errors = [], []
-        for role in (0, 1):
-            mine, other = take(responses, (slice(None), role)), take(bank, 1 - role)
-            played = self.play_mixture(role, mine, other, strategies[1 - role], game_params, key_play, num_episodes)
-            utility = played["utility"][:, :, role]
-            best = jnp.argmax(jnp.mean(utility, axis=1))
-            means.append(jnp.mean(utility[best]))
-            errors.append(jnp.std(utility[best]) / math.sqrt(num_episodes))
-        return {"utility": jnp.stack(means), "standard_error": jnp.stack(errors)}
+        responses = self.learned_members(jax.vmap(respond)(jax.random.split(key_train, num_restarts)))
+        played = self.play_mixture(role, responses, opponents, weights, game_params, key_play, num_episodes)
+        utility = played["utility"][:, :, role]
+        return utility[jnp.argmax(jnp.mean(utility, axis=1))]
 
     def _train_single(self, key: Array, hparams: PyTree, params: VersusParams, num_updates: int) -> tuple:
         """One oracle; every environment draws its own opponent."""

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.algorithms.distillation import DistillationConfig, DistillationHParams, make_distillation
-from jaxrl.algorithms.population import Population
 from jaxrl.algorithms.ppo import PPOConfig
 from jaxrl.algorithms.psro import PSROConfig, make_population, output_strategies
 from jaxrl.loop import scan_updates
 from jaxrl.parts.bank import Member
-from jaxrl.parts.roles import Mixture, take
+from jaxrl.parts.roles import Mixture
 from jaxrl.run.checkpoint import CheckpointWriter, write_json
 from jaxrl.run.config import ConfigError, RunConfig, make_config
 from jaxrl.run.entrants import common_game
@@ -116,8 +115,13 @@ def distill(
 
     @jax.jit
     def exploit(key: jax.Array, game_params: Any, bank: Member, weights: jax.Array) -> jax.Array:
-        arguments = (key, hparams, game_params, 1 - index, bank, weights)
-        return responses_earn(population, *arguments, num_restarts, response_updates, num_episodes)
+        def one(weights: jax.Array) -> jax.Array:
+            return population.exploit(
+                key, hparams, game_params, 1 - index, bank, weights / jnp.sum(weights),
+                num_restarts=num_restarts, num_updates=response_updates, num_episodes=num_episodes,
+            )  # fmt: skip
+
+        return jax.vmap(one)(weights)  # equal keys: responses of the same start, in the same episodes
 
     earned = np.asarray(exploit(key_exploit, game_params, bank, weights), np.float64)  # [2, E]
     samples = {"mixture": earned[0], "student": earned[1], "loss": earned[1] - earned[0]}
@@ -129,53 +133,6 @@ def distill(
     facts = {"role": role, "imitation": imitation, "agreement": agreement}
     write_json(result.folder / "distillation.json", facts | settings | measured)
     return result
-
-
-def responses_earn(
-    population: Population,
-    key: jax.Array,
-    hparams: PyTree,
-    game_params: Any,
-    role: int,
-    opponents: Member,
-    weights: jax.Array,
-    num_restarts: int,
-    num_updates: int,
-    num_episodes: int,
-) -> jax.Array:
-    """What the best of `num_restarts` best responses of `role` earns against each of several mixtures.
-
-    Args:
-        population: trains and plays.
-        key: consumed; every mixture is met by responses of the same keys, in the same episodes.
-        hparams: of the oracle.
-        game_params: of the game.
-        role: that responds.
-        opponents: of the other role, leaves `[M, ...]`.
-        weights: f32 `[W, M]`, the mixtures.
-        num_restarts: per mixture.
-        num_updates: of each response.
-        num_episodes: E, that choose and rate the responses.
-
-    Returns:
-        Utility f32 `[W, E]`.
-    """
-    key_train, key_play = jax.random.split(key)
-    keys, responder = jax.random.split(key_train, num_restarts), jnp.int32(role)
-
-    def train(weights: jax.Array, key: jax.Array) -> PyTree:
-        return population.best_response(key, hparams, game_params, responder, opponents, weights, num_updates)[0]
-
-    networks = jax.vmap(jax.vmap(train, (None, 0)), (0, None))(weights, keys)
-
-    def rate(networks: PyTree, weights: jax.Array) -> jax.Array:
-        members = population.learned_members(networks)
-        played = population.play_mixture(role, members, opponents, weights, game_params, key_play, num_episodes)
-        utility = played["utility"][..., role]
-        return utility[jnp.argmax(jnp.mean(utility, axis=1))]
-
-    weights = weights / jnp.sum(weights, axis=1, keepdims=True)
-    return jnp.stack([rate(take(networks, i), weights[i]) for i in range(weights.shape[0])])
 
 
 def store(run: RunConfig, role: str, oracle: PPOConfig, state: PyTree, out: Path, seed: int) -> None:

@@ -207,32 +207,23 @@ class Field:
 
     def exploit(self, members: Member, weights: Any, role: int) -> Arrays:
         """What the best of some fresh best responses of `role` earns against the other role's mixtures, f32 `[S]`."""
-        num_seeds = self.scale.exploit_seeds
-        members, weights = take((members, weights), slice(num_seeds))
-        keys = jax.random.split(jax.random.key(2), num_seeds)
-        networks = over_seeds(self._respond, (0, None, 0, 0), keys, np.int32(role), members, weights)
-        rate = (self._rate_blue, self._rate_red)[role]
-        return {"utility": over_seeds(rate, (0, 0, 0), networks, members, weights)}
+        members, weights = take((members, weights), slice(self.scale.exploit_seeds))
+        keys = jax.random.split(jax.random.key(2), self.scale.exploit_seeds)
+        return {"utility": over_seeds((self._exploit_red, self._exploit_blue)[role], (0, 0, 0), keys, members, weights)}
 
-    def _respond(self, key: jax.Array, role: jax.Array, members: Member, weights: jax.Array) -> Any:
-        """Networks of fresh best responses, leaves `[restarts, ...]`."""
-        train = lambda key: self.population.best_response(  # noqa: E731
-            key, self.hparams, self.params, role, members, weights, self.scale.exploit_updates
-        )[0]
-        return jax.vmap(train)(jax.random.split(key, self.scale.exploit_restarts))
+    def _exploit_red(self, key: jax.Array, members: Member, weights: jax.Array) -> jax.Array:
+        return self._exploit(key, 0, members, weights)
 
-    def _rate_blue(self, networks: Any, members: Member, weights: jax.Array) -> jax.Array:
-        return self._rate(0, networks, members, weights)
+    def _exploit_blue(self, key: jax.Array, members: Member, weights: jax.Array) -> jax.Array:
+        return self._exploit(key, 1, members, weights)
 
-    def _rate_red(self, networks: Any, members: Member, weights: jax.Array) -> jax.Array:
-        return self._rate(1, networks, members, weights)
-
-    def _rate(self, role: int, networks: Any, members: Member, weights: jax.Array) -> jax.Array:
-        responses = self.population.learned_members(networks)
-        played = self.population.play_mixture(
-            role, responses, members, weights, self.params, jax.random.key(1), self.scale.num_episodes
-        )
-        return jnp.max(jnp.mean(played["utility"][:, :, role], axis=1))
+    def _exploit(self, key: jax.Array, role: int, members: Member, weights: jax.Array) -> jax.Array:
+        scale = self.scale
+        utility = self.population.exploit(
+            key, self.hparams, self.params, role, members, weights,
+            num_restarts=scale.exploit_restarts, num_updates=scale.exploit_updates, num_episodes=scale.num_episodes,
+        )  # fmt: skip
+        return jnp.mean(utility)
 
     def correlate(self, arm: Arm, num_seeds: int = 4) -> Arrays:
         """Control when the defender of one seed meets the attacker of another, `[S, S]` (Lanctot et al. 2017)."""

@@ -38,7 +38,7 @@ class Report:
     scale: str
     sizes: Mapping[str, Any]
     claims: list[Claim] = dataclasses.field(default_factory=list)
-    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    tables: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     captions: dict[str, str] = dataclasses.field(default_factory=dict)  # of tables and figures, by name
     figures: list[str] = dataclasses.field(default_factory=list)  # files in `figures/`
     notes: list[str] = dataclasses.field(default_factory=list)
