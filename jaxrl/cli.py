@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxrl import cli_data
+
 app = typer.Typer(
     name="jaxrl",
     help="Reinforcement learning compiled end to end with JAX.",
@@ -20,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_data.app, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or one of its checkpoints.")]
@@ -55,9 +58,12 @@ def train(
             folder = run_dir or Path("runs") / run.name
         _, log = jaxrl.fit(run, folder, resume=resume is not None, init_from=init_from, debug=debug)
         if log[-1].get("evaluation/return") is not None:
-            print(
-                f"evaluation return {log[-1]['evaluation/return']:.4g} after {log[-1]['env_steps']:,} environment steps"
+            played = (
+                f"{log[-1]['env_steps']:,} environment steps"
+                if "env_steps" in log[-1]
+                else f"{run.num_updates:,} updates"
             )
+            print(f"evaluation return {log[-1]['evaluation/return']:.4g} after {played}")
         print(f"run folder: {folder}   (next: jaxrl evaluate {folder}, jaxrl export {folder})")
 
 
@@ -97,7 +103,7 @@ def evaluate(
         folder, checkpoint = find_checkpoint(run_dir)
         state, _ = jaxrl.load_state(checkpoint)
         run = folder.load_run(overrides or [])
-        result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run))
+        result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run, dataset=False))
         print(f"{checkpoint}: {result}")
         per_step = {"return": float(result.returns.sum() / result.lengths.sum())} | result.info
         _print_table([{"per step": name, "mean": value} for name, value in per_step.items()])
@@ -154,7 +160,8 @@ def export(
         path = out or folder.path / f"policy.{format}"
         env, _ = jaxrl.make_env(run)
         try:
-            jaxrl.export_policy(jaxrl.make_algorithm(run, env), state, path, jaxrl.load_data(run), spec=env)
+            data = jaxrl.load_data(run, dataset=False)
+            jaxrl.export_policy(jaxrl.make_algorithm(run, env), state, path, data, spec=env)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         print(path)

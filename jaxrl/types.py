@@ -88,7 +88,7 @@ class Data:
     """What is read and never changed. An argument of the program, neither a constant of it nor part of the state."""
 
     env_params: Any = None  # EnvParams
-    dataset: PyTree | None = None  # transitions [N] and their index
+    dataset: PyTree | None = None  # a `jaxrl.data.dataset.Dataset`
     frozen: PyTree | None = None  # a base model, a reference policy
 
 
@@ -103,7 +103,7 @@ class Algorithm(NamedTuple):
     act: Callable[..., Any] | None = None
     collect: Callable[..., Any] | None = None  # (state, hparams, data) -> (state, batch)
     learn: Callable[..., Any] | None = None  # (state, hparams, batch, data) -> (state, metrics)
-    steps_per_update: int = 0  # environment steps of one update
+    steps_per_update: int = 0  # environment steps of one update; 0: it learns from a data set
     export: Callable[..., Any] | None = None  # (policy_params) -> layers for the NumPy export, see jaxrl.results.export
 
 
@@ -116,6 +116,7 @@ class Recipe(NamedTuple):
     # Where the types above depend on other settings: (settings of the file) -> recipe. It may fill in defaults, in
     # place, and raises ValueError for settings that do not go together.
     specialise: Callable[[dict[str, Any]], Recipe] | None = None
+    offline: bool = False  # it learns from a data set, which `[data]` names, and never plays but to be evaluated
 
 
 def hparam(default: float, low: float = -math.inf, high: float = math.inf) -> Any:

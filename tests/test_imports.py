@@ -21,7 +21,7 @@ LAYERS = (
     ("rewards", "codeopt"),
     ("run", "results"),
     ("studies",),
-    ("cli",),
+    ("cli", "cli_data"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PROTOCOL = {"envs_jax.core", "envs_jax.spaces", "envs_jax.registry", "envs_jax.versus"}  # what is no environment

@@ -27,7 +27,7 @@ def plot_runs(
     run_dirs: Sequence[str | Path] | Mapping[str, Sequence[str | Path]],
     path: str | Path,
     metric: str | None = None,
-    x: str = "env_steps",
+    x: str | None = None,
     *,
     title: str = "",
 ) -> Path:
@@ -39,7 +39,7 @@ def plot_runs(
         path: the picture; its suffix gives the format (png, svg, pdf). Written whole or not at all.
         metric: a name in `metrics.jsonl`; by default the first of `METRICS`, then of the losses, with two points
             in every run.
-        x: the name of the horizontal axis.
+        x: the name of the horizontal axis; by default environment steps, or updates where a run has played none.
         title: above the picture.
 
     Returns:
@@ -58,6 +58,9 @@ def plot_runs(
         raise ValueError("there must be at least one run folder to plot")
     tables = {label: [_read(folder / "metrics.jsonl") for folder in folders] for label, folders in groups.items()}
     metric = _default_metric(tables) if metric is None else metric
+    if x is None:
+        played = all("env_steps" in table for runs in tables.values() for _, table in runs)
+        x = "env_steps" if played else "update"
     return draw_curves(
         {label: [curve(*source, metric, x) for source in members] for label, members in tables.items()},
         path,

@@ -39,6 +39,17 @@ class EnvConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """`[data]`: the data set that an offline algorithm learns from."""
+
+    name: str = ""  # an .hdf5 file, a folder in Minari's form, or the id of a local Minari data set
+    num_episodes: int = 0  # only the first so many; 0: all
+
+    def __post_init__(self) -> None:
+        _at_least("data.num_episodes", self.num_episodes, 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """`[evaluation]`: the same episodes for every seed, checkpoint and algorithm."""
 
@@ -92,6 +103,7 @@ class RunConfig:
     seed: int = 0
     num_devices: int = 1  # the environments are sharded over so many local devices; 0: all
     matmul_precision: str = "default"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
@@ -175,7 +187,14 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run
     settings["env"]["options"] = {k: v for k, v in env.items() if k not in fields}
     settings["config"] = structure(_typed("config", settings.get("config", {}), dict), recipe.config, "config")
     settings["hparams"] = make_hparams(_typed("hparams", settings.get("hparams", {}), dict), recipe.hparams, settings)
-    return dataclasses.replace(structure(settings, RunConfig, ""), source=source)
+    run = dataclasses.replace(structure(settings, RunConfig, ""), source=source)
+    if recipe.offline and not run.data.name:
+        raise ConfigError(f"{run.algorithm!r} learns from a data set: name one as data.name")
+    if recipe.offline and run.env.backend != "jax":
+        raise ConfigError(f"{run.algorithm!r} is evaluated in a JAX environment, got env.backend={run.env.backend!r}")
+    if run.data.name and not recipe.offline:
+        raise ConfigError(f"data.name must be empty: {run.algorithm!r} learns from what it plays")
+    return run
 
 
 def make_hparams(values: Mapping[str, Any], kind: type, settings: Mapping[str, Any] | None = None) -> Any:

@@ -17,7 +17,7 @@ from jaxrl import algorithms
 from jaxrl.loop import scan_updates
 from jaxrl.rollout import Episodes, episodes
 from jaxrl.run import sharding
-from jaxrl.run.config import ConfigError, RunConfig
+from jaxrl.run.config import ConfigError, RunConfig, shipped_configs
 from jaxrl.types import Algorithm, Data, PyTree
 
 
@@ -50,9 +50,34 @@ def _spaces(run: RunConfig) -> Any:
     return HostEnvs(run.env.name, dict(run.env.options), 1).spec
 
 
-def load_data(run: RunConfig) -> Data:
-    """What the training reads and never changes."""
-    return Data(env_params=make_env(run)[1]) if run.env.backend == "jax" else Data()
+def load_data(run: RunConfig, *, dataset: bool = True) -> Data:
+    """What the training reads and never changes; without the data set where only a trained policy is to act.
+
+    Raises:
+        DataError: the data set of the configuration is missing, damaged or of another environment.
+    """
+    if run.env.backend != "jax":
+        return Data()
+    env, env_params = make_env(run)
+    return Data(env_params=env_params, dataset=load_run_dataset(run, env, env_params) if dataset else None)
+
+
+def load_run_dataset(run: RunConfig, env: Environment, env_params: Any) -> PyTree | None:
+    """The data set that `[data]` names, None where it names none; see `load_data`.
+
+    A relative path is looked for in the working directory and beside the configurations that come with jaxrl.
+    """
+    if not run.data.name:
+        return None
+    from jaxrl.data.dataset import check_spaces, load_dataset
+    from jaxrl.data.files import open_recording
+
+    try:
+        recording = open_recording(run.data.name, sorted({path.parent for path in shipped_configs().values()}))
+        check_spaces(recording, env.spec(env_params), run.data.name)
+        return load_dataset(recording, run.data.num_episodes, progress=True)
+    except ImportError as error:
+        raise ConfigError(str(error)) from error
 
 
 def max_episode_steps(run: RunConfig, env: Environment) -> int:
@@ -107,7 +132,7 @@ class Program:
         self.run, self.runs, self.batched = run, list(runs), batched
         env, env_params = make_env(run)
         self.agent = make_algorithm(run, env)
-        self.data = Data(env_params=env_params)
+        self.data = Data(env_params=env_params, dataset=load_run_dataset(run, env, env_params))
         self.evaluates = self.agent.act is not None
         if self.evaluates:
             max_episode_steps(run, env)

@@ -18,7 +18,7 @@ class Progress:
     def start(self, num_updates: int, done: int) -> None:
         pass
 
-    def update(self, done: int, steps_per_second: float, rows: list[list[dict[str, Any]]]) -> None:
+    def update(self, done: int, speed: float, unit: str, rows: list[list[dict[str, Any]]]) -> None:
         pass
 
     def warn(self, message: str) -> None:
@@ -31,9 +31,9 @@ class LineProgress(Progress):
     def start(self, num_updates: int, done: int) -> None:
         self.num_updates = num_updates
 
-    def update(self, done: int, steps_per_second: float, rows: list[list[dict[str, Any]]]) -> None:
+    def update(self, done: int, speed: float, unit: str, rows: list[list[dict[str, Any]]]) -> None:
         text = _returns(rows)
-        print(f"update {done}/{self.num_updates}  {_speed(steps_per_second)}  {text}", flush=True)
+        print(f"update {done}/{self.num_updates}  {_speed(speed, unit)}  {text}", flush=True)
 
 
 class BarProgress(Progress):
@@ -62,8 +62,8 @@ class BarProgress(Progress):
     def start(self, num_updates: int, done: int) -> None:
         self._task = self._bar.add_task("", total=num_updates, completed=done, speed="compiling", returns="")
 
-    def update(self, done: int, steps_per_second: float, rows: list[list[dict[str, Any]]]) -> None:
-        self._bar.update(self._task, completed=done, speed=_speed(steps_per_second), returns=_returns(rows))
+    def update(self, done: int, speed: float, unit: str, rows: list[list[dict[str, Any]]]) -> None:
+        self._bar.update(self._task, completed=done, speed=_speed(speed, unit), returns=_returns(rows))
 
     def warn(self, message: str) -> None:
         self._bar.console.print(f"warning: {message}", style="yellow", markup=False)
@@ -76,11 +76,11 @@ def make_progress(show: bool) -> Progress:
     return BarProgress() if sys.stdout.isatty() else LineProgress()
 
 
-def _speed(steps_per_second: float) -> str:
-    for unit, name in ((1e6, "M"), (1e3, "k")):
-        if steps_per_second >= unit:
-            return f"{steps_per_second / unit:.1f}{name} steps/s"
-    return f"{steps_per_second:.0f} steps/s"
+def _speed(per_second: float, unit: str) -> str:
+    for size, name in ((1e6, "M"), (1e3, "k")):
+        if per_second >= size:
+            return f"{per_second / size:.1f}{name} {unit}/s"
+    return f"{per_second:.0f} {unit}/s"
 
 
 def _returns(rows: list[list[dict[str, Any]]]) -> str:

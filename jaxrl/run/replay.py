@@ -72,7 +72,7 @@ def play_episode(run: RunConfig, state: PyTree, episode: int = 0) -> Played:
     reset_keys, key = evaluation_keys(run)
     if not 0 <= episode < len(reset_keys):
         raise ConfigError(f"the episode must be in [0, {len(reset_keys) - 1}], got {episode}")
-    agent, data = make_algorithm(run, env), load_data(run)
+    agent, data = make_algorithm(run, env), load_data(run, dataset=False)
     return play(
         env,
         (agent.start, agent.act),  # type: ignore[arg-type]

@@ -98,7 +98,8 @@ def load_state(path: str | Path) -> tuple[PyTree, RunConfig]:
     """The trained state in a run folder (its best checkpoint, else its newest) or in one checkpoint, with its run."""
     folder, checkpoint = find_checkpoint(path)
     run = folder.load_run()
-    program_state = jax.eval_shape(make_algorithm(run).init, jax.random.key(0), run.hparams, load_data(run))
+    data = load_data(run, dataset=False)
+    program_state = jax.eval_shape(make_algorithm(run).init, jax.random.key(0), run.hparams, data)
     return restore(checkpoint, program_state)[0], run
 
 

@@ -70,6 +70,7 @@ class Training:
         self._writers: list[MetricsWriter] = []
         self._events: list[TensorBoardWriter] = []
         self._saver = None if folder is None else CheckpointWriter(folder.checkpoints, program.run.checkpoint.keep)
+        self._steps_per_update = program.agent.steps_per_update  # 0 where nothing is played
         self._started = time.perf_counter()
 
     def restore(self) -> PyTree | None:
@@ -97,10 +98,10 @@ class Training:
             NotFinite: a loss is NaN or infinite; the last checkpoint is kept.
             TrainingStopped: a signal asked to stop; the state was saved.
         """
-        run, program = self.program.run, self.program
+        run = self.program.run
         self._writers = [MetricsWriter(member.metrics) for member in self.members]
         if run.log.tensorboard and tensorboard_installed():
-            purge = self.position.update * program.agent.steps_per_update
+            purge = self.position.update * (self._steps_per_update or 1)
             self._events = [TensorBoardWriter(member.tensorboard, purge or None) for member in self.members]
         with contextlib.closing(self), _StopRequest() as stop, self.progress:
             self.progress.start(run.num_updates, self.position.update)
@@ -149,7 +150,9 @@ class Training:
             rows: list[Row] = []
             for i in range(num_rows):
                 update = self.position.update + (i + 1) * run.log.every
-                row: Row = {"update": update, "env_steps": update * self.program.agent.steps_per_update}
+                row: Row = {"update": update}
+                if self._steps_per_update:
+                    row["env_steps"] = update * self._steps_per_update
                 row |= {name: values[member, i] for name, values in metrics.items()}
                 rows.append(plain_row(row))
             result.append(rows)
@@ -195,12 +198,14 @@ class Training:
         for kept, member_rows in zip(self.rows, rows):
             kept.extend(member_rows)
         self.position.offsets = [writer.offset for writer in self._writers]
-        steps = run.chunk * self.program.agent.steps_per_update * len(self.program.runs)
+        updates = run.chunk * len(self.program.runs)
+        steps = updates * self._steps_per_update
         if self.folder is not None:
             timing = {
                 "update": self.position.update,
                 "chunk_seconds": round(seconds, 6),
                 "env_steps_per_second": round(steps / seconds, 1),
+                "updates_per_second": round(updates / seconds, 3),
                 "elapsed_seconds": round(time.perf_counter() - self._started, 3),
                 "process_cpu_seconds": round(time.process_time(), 3),
                 "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT,
@@ -208,7 +213,8 @@ class Training:
             }
             with self.folder.timing.open("a") as file:
                 file.write(json.dumps(timing) + "\n")
-        self.progress.update(self.position.update, steps / seconds, rows)
+        speed = (steps / seconds, "steps") if steps else (updates / seconds, "updates")
+        self.progress.update(self.position.update, *speed, rows)
 
     def _save(self, state: PyTree, improved: bool) -> None:
         if self._saver is None or self.folder is None:
