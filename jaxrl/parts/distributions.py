@@ -139,6 +139,14 @@ def scale_to_bounds(space: Box) -> Callable[[Array], Array]:
     return lambda action: jnp.clip(action * half + middle, low, high)
 
 
+def scale_from_bounds(space: Box) -> Callable[[Array], Array]:
+    """Maps the bounds of a bounded box onto [-1, 1]; ValueError without finite bounds."""
+    if not space.bounded:
+        raise ValueError(f"actions must have finite bounds, got {space}")
+    middle, half = (space.high + space.low) / 2.0, (space.high - space.low) / 2.0
+    return lambda action: (action - middle) / half
+
+
 def to_distrax(distribution: Any) -> Any:
     """The same distribution as a distrax object (imports distrax, which takes seconds)."""
     import distrax

@@ -116,6 +116,18 @@ class ActorCritic(nn.Module):
         return memory, () if self.config.shared_torso else memory
 
 
+class Actor(nn.Module):
+    """A policy without a value: f32 `[num_outputs]`."""
+
+    config: NetworkConfig
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, observation: Array) -> Array:
+        _, features = Torso(self.config, name="torso")((), observation)
+        return dense(self.num_outputs, 0.01, "head")(features)
+
+
 class QNetwork(nn.Module):
     """Action values f32 `[N]`; with `dueling`, a value plus centred advantages (Wang et al. 2016, eq. 9)."""
 
