@@ -29,6 +29,7 @@ _CATALOGUE = (
         "The game of CAGE Challenge 2 on a network drawn anew for each episode",
     ),
     ("cyborg-duel", "envs_jax.security.cyborg:CyborgDuel", {}, "CAGE Challenge 2 with red as the second player"),
+    ("hopper-flip", "envs_jax.robotics.hopper_flip:HopperFlip", {}, "Front flip of a one-leg hopper, in its plane"),
     ("matrix-game", "envs_jax.games.matrix_game:MatrixGame", {}, "Two roles, one simultaneous choice, known solutions"),
 )
 for _name, _factory, _options, _summary in _CATALOGUE:

@@ -15,7 +15,8 @@ from envs_jax.testing import check_environment
 
 # Variants of an environment whose first one stays in the fast set.
 VARIANTS = ("flipit", "poolflip-r1", "poolflip-r10", "cyborg-cage2-extended", "cyborg-network", "cyborg-duel")
-NAMES = [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in envs_jax.names()]
+SLOW = (*VARIANTS, "hopper-flip")  # physics: its own tests check its structure
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in envs_jax.names()]
 
 
 @pytest.mark.parametrize("name", NAMES)

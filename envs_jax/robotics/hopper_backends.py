@@ -1,0 +1,129 @@
+"""Physics back ends of the hopper's flip: place the robot, advance it by a control step, say how it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs_jax.robotics import hopper_planar, motor_region, transmission_load
+from envs_jax.robotics.hopper_params import Params
+from envs_jax.robotics.hopper_planar import Forces, Motion
+from envs_jax.robotics.hopper_rewards import Effort, Snapshot, chosen
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Pose:
+    """A start."""
+
+    joints: Array  # f32 [3]; rad
+    joint_rates: Array  # f32 [3]
+    pitch: Array  # f32 []; of the base, less that of the nominal stance
+    pitch_rate: Array  # f32 []
+    flying: Array  # bool []; else the sole is on the floor
+    height: Array  # f32 []; of the centre of mass above the floor, where it flies
+    climb: Array  # f32 []; its vertical speed
+
+
+class Planar:
+    """The sagittal plane alone. The roll joint stays at 0, and its action acts on nothing."""
+
+    def place(self, params: Params, pose: Pose) -> Motion:
+        joints, rates = pose.joints[:2], pose.joint_rates[:2]
+        # The nominal stance has a flat foot.
+        pitch = pose.pitch - jnp.sum(params.nominal[:2])
+        angles = jnp.cumsum(jnp.concatenate([pitch[None], joints]))
+        still = Motion(jnp.zeros(2), jnp.zeros(2), angles, jnp.cumsum(jnp.concatenate([pose.pitch_rate[None], rates])))
+        standing = -jnp.min(hopper_planar.heights(params.robot, still)[0])
+        height = jnp.where(pose.flying, pose.height + params.robot.ground, standing)
+        return dataclasses.replace(
+            still,
+            com=jnp.stack([jnp.zeros(()), height]),
+            velocity=jnp.stack([jnp.zeros(()), jnp.where(pose.flying, pose.climb, 0.0)]),
+        )
+
+    def push(self, motion: Motion, speed: Array) -> Motion:
+        """Adds a forward speed."""
+        return dataclasses.replace(motion, velocity=motion.velocity.at[0].add(speed))
+
+    def still_rate(self, params: Params, joints: Array, joint_rates: Array) -> Array:
+        """The base's pitch rate at which the whole has no angular momentum."""
+        angles = jnp.cumsum(jnp.concatenate([jnp.zeros(1), joints[:2]]))
+        return hopper_planar.base_rate_without_momentum(params.robot, angles, joint_rates[:2])
+
+    def advance(
+        self, params: Params, motion: Motion, targets: Array, substeps: int, time_step: float
+    ) -> tuple[Motion, Effort]:
+        """Holds joint targets `[3]` for a control step."""
+
+        def substep(motion: Motion, _: None) -> tuple[Motion, tuple]:
+            torque, demand = actuate(params, motion, targets[:2])
+            after, forces = hopper_planar.substep(params.robot, motion, torque, jnp.float32(time_step))
+            return after, (demand, loads(params, torque, forces))
+
+        after, ((squared, excess, outside), (contact, gear, foot)) = jax.lax.scan(substep, motion, length=substeps)
+        rates = [hopper_planar.centroidal(params.robot, m).angular_velocity[1] for m in (motion, after)]
+        effort = Effort(
+            rotation=0.5 * (rates[0] + rates[1]) * substeps * time_step,
+            torque=jnp.mean(squared),
+            excess=jnp.mean(excess),
+            outside=jnp.mean(outside),
+            contact_load=jnp.max(contact, axis=0),
+            gear_load=jnp.max(gear, axis=0),
+            impulse=jnp.sum(transmission_load.impulse(contact, time_step), axis=0),
+            foot_impulse=jnp.sum(foot) * time_step,
+        )
+        return after, effort
+
+    def snapshot(self, params: Params, motion: Motion) -> Snapshot:
+        robot, zero = params.robot, jnp.zeros(())
+        whole = hopper_planar.centroidal(robot, motion)
+        soles, guards = hopper_planar.heights(robot, motion)
+        pitch = motion.angles[0]
+        return Snapshot(
+            com=jnp.stack([motion.com[0], zero, motion.com[1] - robot.ground]),
+            velocity=whole.velocity,
+            momentum=whole.angular_momentum,
+            centroidal_rate=whole.angular_velocity,
+            base_rate=jnp.stack([zero, motion.rates[0], zero]),
+            base_pitch=pitch + jnp.sum(params.nominal[:2]),
+            base_height=hopper_planar.base_position(robot, motion)[1] - robot.ground,
+            gravity=jnp.stack([jnp.sin(pitch), zero, -jnp.cos(pitch)]),
+            joints=jnp.concatenate([motion.angles[1:] - motion.angles[:-1], zero[None]]),
+            joint_rates=jnp.concatenate([motion.rates[1:] - motion.rates[:-1], zero[None]]),
+            foot_contact=jnp.any(soles < 0),
+            body_contact=jnp.any(guards < 0),
+        )
+
+    def finite(self, motion: Motion) -> Array:
+        """bool []: the numbers are those of a robot."""
+        return jnp.stack([jnp.all(jnp.abs(leaf) < 1e3) for leaf in jax.tree.leaves(motion)]).all()
+
+
+def actuate(params: Params, motion: Motion, targets: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Joint torques `[2]` of the PD controller after the motors, and what it took: squared, excess, outside."""
+    motors, joints = params.motors, motion.angles[1:] - motion.angles[:-1]
+    rates = motion.rates[1:] - motion.rates[:-1]
+    wanted = params.proportional_gain[:2] * (targets - joints) - params.derivative_gain[:2] * rates
+    command = motor_region.motor_torque(motors, wanted)
+    region = motor_region.clip_torque(motors, command, motor_region.motor_speed(motors, rates))
+    box = jnp.clip(command, -motors.max_torque, motors.max_torque)
+    rectangle = chosen(params, "actuator", "rectangle")
+    modelled = jnp.where(rectangle, box, region)
+    applied = jnp.where(chosen(params, "actuator", "penalty"), command, modelled)
+    squared = jnp.sum(jnp.square(applied / motors.max_torque))
+    excess = jnp.mean(motor_region.excess(motors, command, modelled))
+    outside = jnp.mean((jnp.abs(command - region) > 1e-5 * motors.max_torque).astype(jnp.float32))
+    return motor_region.joint_torque(motors, applied), (squared, excess, outside)
+
+
+def loads(params: Params, torque: Array, forces: Forces) -> tuple[Array, Array, Array]:
+    """Gear loads by definitions A and B `[M]`, not signed, and the floor's normal force."""
+    contact = motor_region.branch_torque(params.motors, forces.contact_torque)
+    carried = transmission_load.gear_load(torque, params.robot.armature, forces.acceleration)
+    gear = motor_region.branch_torque(params.motors, carried)
+    return jnp.abs(contact), jnp.abs(gear), jnp.sum(forces.normal_force)
