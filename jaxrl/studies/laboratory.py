@@ -89,9 +89,10 @@ class Laboratory:
             return dict(stored)
 
     def timing(self) -> list[dict[str, Any]]:
-        """What each step took: rows of `step`, `wall_seconds`, `cpu_seconds`, all runs of the study together."""
+        """What each step took when it was last done: rows of `step`, `wall_seconds`, `cpu_seconds`."""
         file = self.out / "timing.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return list({row["step"]: row for row in rows}.values())
 
     def _timed(self, step: str) -> _Timer:
         return _Timer(step, self.out / "timing.jsonl")
