@@ -1,6 +1,7 @@
 """The flip: its clock, starts, rewards, conditions from one program, endings, randomisation and picture."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ def play(key, params, actions):
 
 
 played = jax.jit(play)
+reset, step = jax.jit(ENV.reset), jax.jit(ENV.step)
 STAND = jnp.zeros((200, 3))
 
 
@@ -88,18 +90,20 @@ def test_every_condition_runs_in_one_program():
     assert returns["E2"] != returns["E2m"]
 
 
+@functools.cache
 def swinging():
     """In flight without angular momentum, the knee flexing at 10 rad/s."""
-    state, _ = ENV.reset(KEY, QUIET)
+    state, _ = reset(KEY, QUIET)
     angles = jnp.cumsum(jnp.array([-0.5, 0.9, -0.35]))
-    rate = ENV.physics.still_rate(QUIET, jnp.array([0.9, -0.35, 0.0]), jnp.array([-10.0, 0.0, 0.0]))
+    still_rate = jax.jit(ENV.physics.still_rate)
+    rate = still_rate(QUIET, jnp.array([0.9, -0.35, 0.0]), jnp.array([-10.0, 0.0, 0.0]))
     rates = jnp.stack([rate, rate - 10.0, rate - 10.0])
     motion = Motion(jnp.array([0.0, 2.0]), jnp.zeros(2), angles, rates)
     return dataclasses.replace(state, motion=motion, step=jnp.int32(60))
 
 
 def test_a_swinging_leg_is_paid_by_the_base_reward_alone():
-    snapshot = ENV.physics.snapshot(QUIET, swinging().motion)
+    snapshot = jax.jit(ENV.physics.snapshot)(QUIET, swinging().motion)
     rates = {}
     for index, name in enumerate(CHOICES["reward"]):
         rates[name] = float(hopper_rewards.rotation_rate(QUIET.replace(reward=jnp.int32(index)), snapshot))
@@ -109,7 +113,6 @@ def test_a_swinging_leg_is_paid_by_the_base_reward_alone():
 
 
 def test_the_reward_conditions_differ_in_the_rotation_alone():
-    step = jax.jit(ENV.step)
     shown = [step(KEY, swinging(), jnp.zeros(3), QUIET.replace(reward=jnp.int32(index)))[1].info for index in (0, 1)]
     different = [name for name in shown[0] if shown[0][name] != shown[1][name]]
     assert different == ["reward/rotation"]
@@ -117,7 +120,6 @@ def test_the_reward_conditions_differ_in_the_rotation_alone():
 
 def test_actuators_differ_where_the_motors_end():
     """Above no-load speed the region only brakes, the rectangle drives on; both cap what the penalty lets pass."""
-    step = jax.jit(ENV.step)
     joint_rate, infos = {}, {}
     for speed in (30.0, -20.0):  # of the knee, under a command to flex
         state = swinging()
@@ -141,19 +143,18 @@ def test_overloads_end_half_of_the_time(standing):
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf[150]), states)
     fragile = QUIET.replace(destructive_load=jnp.full(3, 1e-3))
     keys = jax.random.split(KEY, 2_000)
-    step = jax.jit(jax.vmap(ENV.step, (0, None, None, None)))
-    _, shown = step(keys, state, jnp.zeros(3), fragile)
+    steps = jax.jit(jax.vmap(ENV.step, (0, None, None, None)))
+    _, shown = steps(keys, state, jnp.zeros(3), fragile)
     assert float(shown.terminated.mean()) == pytest.approx(0.5, abs=0.05)
     np.testing.assert_array_equal(shown.info["failure/overload"], shown.terminated)
-    _, shown = step(keys, state, jnp.zeros(3), fragile.replace(load=jnp.int32(CHOICES["load"].index("off"))))
+    _, shown = steps(keys, state, jnp.zeros(3), fragile.replace(load=jnp.int32(CHOICES["load"].index("off"))))
     assert not shown.terminated.any()
 
 
 def test_bodies_on_the_floor_and_broken_states_are_failures():
-    step = jax.jit(ENV.step)
-    state, _ = ENV.reset(KEY, QUIET)
+    state, _ = reset(KEY, QUIET)
     inverted = Motion(jnp.zeros(2), jnp.zeros(2), jnp.full(3, jnp.pi), jnp.zeros(3))
-    lowest = jnp.min(hopper_planar.heights(QUIET.robot, inverted)[1])
+    lowest = jnp.min(jax.jit(hopper_planar.heights)(QUIET.robot, inverted)[1])
     lying = dataclasses.replace(inverted, com=jnp.stack([jnp.zeros(()), -lowest - 0.005]))
     _, shown = step(KEY, dataclasses.replace(state, motion=lying), jnp.zeros(3), QUIET)
     assert shown.terminated
@@ -187,17 +188,17 @@ def test_rewards_are_finite_in_any_state():
 @pytest.mark.slow
 def test_starts():
     keys = jax.random.split(KEY, 2_000)
-    reset = jax.jit(jax.vmap(ENV.reset, (0, None)))
-    mixed, first = reset(keys, ENV.default_params)
+    resets = jax.jit(jax.vmap(ENV.reset, (0, None)))
+    mixed, first = resets(keys, ENV.default_params)
     assert float((mixed.step > 0).mean()) == pytest.approx(0.3, abs=0.04)
     flying = np.asarray(mixed.step > 0)
     assert mixed.step[flying].min() >= 50
     assert mixed.step.max() <= 100
     np.testing.assert_allclose(mixed.rotation[flying], 2 * np.pi * (mixed.step[flying] - 50) / 55, rtol=1e-5, atol=1e-5)
     assert not np.asarray(first.info["failure/body"]).any()
-    stance, _ = reset(keys, QUIET)
+    stance, _ = resets(keys, QUIET)
     assert (stance.step == 0).all()
-    swing, _ = reset(keys, QUIET.replace(start=jnp.int32(CHOICES["start"].index("swing"))))
+    swing, _ = resets(keys, QUIET.replace(start=jnp.int32(CHOICES["start"].index("swing"))))
     assert (swing.step == 50).all()
     momentum = jax.vmap(lambda m: ENV.physics.snapshot(QUIET, m).momentum[1])(swing.motion)
     np.testing.assert_allclose(momentum, 0.0, atol=1e-4)
