@@ -9,6 +9,7 @@ ALGORITHMS = {
     "ippo": ("jaxrl.algorithms.ippo:IPPO", "Self-play: PPO for every role of a game, each by itself"),
     "dqn": ("jaxrl.algorithms.dqn:DQN", "Deep Q-learning: double, dueling, n-step, prioritised"),
     "bc": ("jaxrl.algorithms.bc:BC", "Behaviour cloning of a data set"),
+    "cql": ("jaxrl.algorithms.cql:CQL", "Conservative Q-learning on a data set, discrete or continuous"),
     "decision_transformer": (
         "jaxrl.algorithms.decision_transformer:DECISION_TRANSFORMER",
         "Decision Transformer on a data set, continuous actions",
