@@ -154,8 +154,11 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
         # One gradient of the sum: each loss stops the gradient of what it does not train.
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
         change, opt_state = cast(Any, optimizer.update(gradient, state.opt_state))
-        rates = dict.fromkeys(state.params, hparams.policy_learning_rate) | {"critic": hparams.learning_rate}
-        change = {name: jax.tree.map(lambda x, name=name: -rates[name] * x, tree) for name, tree in change.items()}
+        rates: Any = dict.fromkeys(state.params, hparams.policy_learning_rate)
+        rates |= {"critic": hparams.learning_rate}
+        change = {
+            name: jax.tree.map(lambda x, name=name: -cast(Any, rates[name]) * x, tree) for name, tree in change.items()
+        }
         params = cast(Any, optax.apply_updates(state.params, change))
         target_params = optax.incremental_update(params["critic"], state.target_params, hparams.tau)
         state = dataclasses.replace(
