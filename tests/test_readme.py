@@ -27,7 +27,14 @@ def test_the_two_commands_are_there():
     assert re.search(r"<!-- tests -->\n```bash\n[^\n]*pytest[^\n]*\n```", text)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    # The first shows that notebooks run at all; those of the systems take a minute each.
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if i else []) for i, path in enumerate(NOTEBOOKS)],
+)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
