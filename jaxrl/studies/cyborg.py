@@ -104,7 +104,9 @@ def _shortened(name: str, scale: Scale, overrides: Sequence[str]) -> RunConfig:
 
 def _settings(run: RunConfig) -> str:
     """All that decides what is trained."""
-    return repr(dataclasses.replace(run, source={}, name="", num_devices=1))
+    options = {"reward": "base", "extension": False, "observation": "challenge", "actions": "full", **run.env.options}
+    env = dataclasses.replace(run.env, options=dict(sorted(options.items())))
+    return repr(dataclasses.replace(run, env=env, source={}, name="", num_devices=1))
 
 
 def measure(run: RunConfig, states: Any, scale: Scale) -> Arrays:
@@ -134,7 +136,7 @@ def _play(env: Any, policy: Any, params: Any, num_episodes: int, deterministic: 
         )  # fmt: skip
         (isolated, kinds), steps = played.record, jnp.sum(played.mask)  # type: ignore[misc,arg-type]
         used = jnp.arange(-1, len(KINDS))  # -1: Sleep or Monitor
-        counts = jnp.sum(played.mask[..., None] & (kinds[..., None] == used), axis=(0, 1))  # type: ignore[index]
+        counts = jnp.sum(played.mask[..., None] & (kinds[..., None] == used[None, None, :]), axis=(0, 1))  # type: ignore[index]
         parts = ("base_reward", "confidentiality", "availability", "action_cost", "isolation_cost")
         sums = {name: jnp.mean(played.info[name] * played.episode_length) for name in parts}
         return sums | {"isolated": jnp.sum(played.mask & isolated) / steps, "kinds": counts / steps}
