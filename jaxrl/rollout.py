@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,9 +62,9 @@ class EpisodeParams:
         num_groups = self.env.num_groups
         if num_groups is None:
             return function(self.shared, *args)
-        args = jax.tree.map(lambda leaf: leaf.reshape(num_groups, -1, *leaf.shape[1:]), args)
+        args = jax.tree.map(lambda leaf: leaf.reshape(num_groups, len(leaf) // num_groups, *leaf.shape[1:]), args)
         result = jax.vmap(function)(self.shared, *args)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
+        return jax.tree.map(lambda leaf: leaf.reshape(math.prod(leaf.shape[:2]), *leaf.shape[2:]), result)
 
 
 def start_rollout(

@@ -445,3 +445,22 @@ def test_games_that_do_not_fit_are_refused():
         make_psro(PSROConfig(oracle=ORACLE, num_groups=4), game)
     with pytest.raises(ValueError, match="unknown heuristic 'slep'"):
         make_psro(PSROConfig(oracle=ORACLE, heuristics=("slep",), num_groups=4), game)
+
+
+@pytest.mark.slow
+def test_the_same_loop_trains_both_sides_of_cyborg():
+    """Another game, with masks of legal actions and leaves without entries; nothing of PSRO knows which game it is."""
+    oracle = {"num_updates": 2, "config": {"num_envs": 8, "unroll_length": 10, "num_minibatches": 2}}
+    run = make_config(
+        {
+            "algorithm": "psro",
+            "num_updates": 1,
+            "env": {"name": "cyborg-duel", "max_steps": 10},
+            "config": {"heuristics": ["sleep", "random"], "num_episodes": 4, "num_groups": 4, "oracle": oracle},
+        }
+    )
+    state, log = fit(run, progress=False)
+    assert log[-1]["meta/value/blue"] == pytest.approx(-log[-1]["meta/value/red"], abs=1e-6)
+    np.testing.assert_allclose(state.payoffs[0], -state.payoffs[1], atol=1e-6)
+    assert float(state.payoffs[0, 0, 0]) == 0.0  # nobody does anything: nothing is lost
+    np.testing.assert_allclose(np.sum(state.strategies, axis=1), 1.0, atol=1e-5)
