@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from envs_jax.core import EnvSpec, TimeStep
+from envs_jax.core import TimeStep
 from envs_jax.spaces import Box
 from jaxrl.data.dataset import sample_rows, take_rows
 from jaxrl.parts.distributions import action_head, scale_from_bounds
 from jaxrl.parts.networks import Actor, NetworkConfig
-from jaxrl.parts.normalize import RunningStatistics, init_statistics, normalize
+from jaxrl.parts.normalize import RunningStatistics, normalize
+from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec, without_memory
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState, hparam, no_carry
 
 
@@ -36,10 +37,8 @@ class BCConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"config.batch_size must be at least 1, got {self.batch_size}")
-        if self.network.recurrent:
-            raise ValueError("config.network.torso must be mlp or cnn: rows are drawn one by one, got 'gru'")
+        at_least_one(self, "batch_size")
+        without_memory(self.network)
 
 
 @struct.dataclass
@@ -77,14 +76,7 @@ def make_bc(config: BCConfig, env: Any) -> Algorithm:
     Raises:
         ValueError: several agents, actions that have no bounds, or a network that does not fit the observations.
     """
-    spec = env if isinstance(env, EnvSpec) else env.spec(env.default_params)
-    if spec.num_agents != 1:
-        raise ValueError("BC trains one agent: choose a role of the environment and its opponents")
-    observation_shape = spec.observation_space.shape
-    if config.network.torso == "cnn" and len(observation_shape) != 3:
-        raise ValueError(
-            f"config.network.torso='cnn' needs observations [height, width, channels], got {observation_shape}"
-        )
+    spec = single_agent_spec(env, "BC", config.network)
     head = action_head(spec.action_space)
     to_unit = scale_from_bounds(spec.action_space) if isinstance(spec.action_space, Box) else None
     network = Actor(config.network, head.num_outputs)
@@ -101,11 +93,8 @@ def make_bc(config: BCConfig, env: Any) -> Algorithm:
 
     def init(key: Array, hparams: BCHParams, data: Data) -> BCState:
         key_params, key_state = jax.random.split(key)
-        params = network.init(key_params, jnp.zeros(observation_shape))
-        statistics = None
-        if config.normalize_observations:
-            # Without a data set: only the form of a state is asked for.
-            statistics = init_statistics(observation_shape) if data.dataset is None else data.dataset.statistics
+        params = network.init(key_params, jnp.zeros(spec.observation_space.shape))
+        statistics = dataset_statistics(data, spec) if config.normalize_observations else None
         num_updates = jnp.zeros((), jnp.int32)
         opt_state = optimizer(hparams, num_updates).init(params)
         return BCState(params, opt_state, key_state, num_updates, rollout=None, statistics=statistics)

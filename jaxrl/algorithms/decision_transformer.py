@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from envs_jax.core import EnvSpec, TimeStep
+from envs_jax.core import TimeStep
 from envs_jax.spaces import Box
 from jaxrl.data.dataset import sample_rows, take_rows, window_rows
 from jaxrl.parts.distributions import scale_from_bounds, scale_to_bounds
-from jaxrl.parts.normalize import RunningStatistics, init_statistics, normalize
+from jaxrl.parts.normalize import RunningStatistics, normalize
+from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec
 from jaxrl.parts.transformer import DecisionTransformer, TransformerConfig, masked_squared_error, warmup_adamw
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState, hparam
 
@@ -36,9 +37,7 @@ class DTConfig:
     transformer: TransformerConfig = dataclasses.field(default_factory=TransformerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "batch_size", "max_episode_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+        at_least_one(self, "context_length", "batch_size", "max_episode_steps")
 
 
 @struct.dataclass
@@ -94,10 +93,8 @@ def make_decision_transformer(config: DTConfig, env: Any) -> Algorithm:
     Raises:
         ValueError: the spaces are not vectors of floats, actions have no bounds, or episodes are longer than the table.
     """
-    spec = env if isinstance(env, EnvSpec) else env.spec(env.default_params)
+    spec = single_agent_spec(env, "a Decision Transformer")
     space, observation_shape = spec.action_space, spec.observation_space.shape
-    if spec.num_agents != 1:
-        raise ValueError("a Decision Transformer trains one agent: choose a role of the environment and its opponents")
     if not isinstance(space, Box) or len(space.shape) != 1 or len(observation_shape) != 1:
         raise ValueError(f"a Decision Transformer needs vectors of floats, got {spec.observation_space} and {space}")
     max_steps = getattr(env, "max_steps", None) or 0
@@ -132,8 +129,6 @@ def make_decision_transformer(config: DTConfig, env: Any) -> Algorithm:
         params = network.init(
             key_params, window.observation, window.action, window.return_to_go, steps, jnp.ones(length, bool)
         )
-        # Without a data set: only the form of a state is asked for.
-        statistics = init_statistics(observation_shape) if data.dataset is None else data.dataset.statistics
         num_updates = jnp.zeros((), jnp.int32)
         return DTState(
             params=params,
@@ -141,7 +136,7 @@ def make_decision_transformer(config: DTConfig, env: Any) -> Algorithm:
             key=key_state,
             num_updates=num_updates,
             rollout=None,
-            statistics=statistics,
+            statistics=dataset_statistics(data, spec),
             reward_scale=jnp.asarray(hparams.reward_scale, jnp.float32),
             target_return=jnp.asarray(hparams.target_return, jnp.float32),
         )

@@ -22,6 +22,7 @@ from envs_jax.spaces import Discrete
 from jaxrl.parts import losses
 from jaxrl.parts.buffers import NStep, ReplayConfig, ReplayState, Sample, make_replay
 from jaxrl.parts.networks import NetworkConfig, QNetwork, describe_layers
+from jaxrl.parts.setup import at_least_one, single_agent_spec, without_memory
 from jaxrl.rollout import start_rollout, unroll
 from jaxrl.types import (
     Algorithm,
@@ -57,12 +58,8 @@ class DQNConfig:
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
 
     def __post_init__(self) -> None:
-        names = ("num_envs", "unroll_length", "num_gradient_steps", "batch_size", "n_step", "target_period")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
-        if self.network.recurrent:
-            raise ValueError("config.network.torso must be mlp or cnn: a replay buffer keeps no memories, got 'gru'")
+        at_least_one(self, "num_envs", "unroll_length", "num_gradient_steps", "batch_size", "n_step", "target_period")
+        without_memory(self.network)
         if self.network.shared_torso:
             raise ValueError("config.network.shared_torso must be false: DQN has no policy beside its values")
         self.replay.check(self.num_envs, self.unroll_length, self.n_step)
@@ -114,16 +111,10 @@ def make_dqn(config: DQNConfig, env: Any) -> Algorithm:
     Raises:
         ValueError: the actions are not discrete, or a network setting does not fit the observations.
     """
-    spec = env if isinstance(env, EnvSpec) else env.spec(env.default_params)
-    if spec.num_agents != 1:
-        raise ValueError("DQN trains one agent: choose a role of the environment and its opponents")
+    spec = single_agent_spec(env, "DQN", config.network)
     if not isinstance(spec.action_space, Discrete):
         raise ValueError(f"DQN needs a Discrete action space, got {spec.action_space}")
     observation_space = spec.observation_space
-    if config.network.torso == "cnn" and len(observation_space.shape) != 3:
-        raise ValueError(
-            f"config.network.torso='cnn' needs observations [height, width, channels], got {observation_space.shape}"
-        )
 
     num_actions = spec.action_space.num_values
     network = QNetwork(config.network, num_actions, config.dueling)
