@@ -117,6 +117,9 @@ class Environment(Generic[StateT, ParamsT]):
     version: ClassVar[int] = 1  # raised when the same key gives another episode
     num_agents: ClassVar[int] = 1
     roles: ClassVar[tuple[str, ...]] = ()  # names of the agents, where they differ
+    # Options of the constructor that change nothing but the default parameters: runs that differ in these alone share
+    # one compiled program.
+    traced_options: ClassVar[tuple[str, ...]] = ()
     # G: parallel environments stand in so many groups of equal size, in order, and every leaf of their parameters leads
     # with G. None: all of them share one set of parameters.
     num_groups: int | None = None
@@ -169,6 +172,26 @@ class Environment(Generic[StateT, ParamsT]):
     def timeline(self, played: Played) -> Timeline:
         """A whole episode as bars over its steps, and as a table. Optional."""
         raise NotImplementedError(f"{type(self).__name__} has no timeline")
+
+    def page(self, played: Played, title: str) -> str | None:
+        """A self-contained HTML page that shows a whole episode; None: the pictures of `film` in a player."""
+        del played, title
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What observations and actions mean to whoever deploys a policy: names, scales, units, gains, as JSON values.
+
+        It goes with every exported policy; nothing by default.
+        """
+        return {}
+
+    def details(self) -> str:
+        """Facts for a reader beyond spaces and docstring, such as a table of motors; nothing by default."""
+        return ""
+
+    def diagram(self) -> str:
+        """A picture of such facts, as SVG; nothing by default."""
+        return ""
 
     def time_is_up(self, step: Array) -> Array | bool:
         """bool []: whether `step` steps reach `max_steps`."""

@@ -74,6 +74,19 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
     def timeline(self, played: Played) -> Timeline:
         return self.env.timeline(dataclasses.replace(played, states=played.states.inner))
 
+    def page(self, played: Played, title: str) -> str | None:
+        return self.env.page(dataclasses.replace(played, states=played.states.inner), title)
+
+    def describe(self) -> dict[str, Any]:
+        """That of one frame, and how frames are stacked."""
+        return self.env.describe() | {"frame_stack": {"num_frames": self.num_frames, "order": "oldest first"}}
+
+    def details(self) -> str:
+        return self.env.details()
+
+    def diagram(self) -> str:
+        return self.env.diagram()
+
     @property
     def can_render(self) -> bool:
         return self.env.can_render

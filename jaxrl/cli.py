@@ -144,27 +144,31 @@ def plot(
 @app.command()
 def export(
     run_dir: RunDir,
-    format: Annotated[str, typer.Option(help="stablehlo or npz.")] = "stablehlo",
+    format: Annotated[str, typer.Option(help="stablehlo, npz or onnx.")] = "stablehlo",
     out: Annotated[Path | None, typer.Option(help="The file; DIR/policy.FORMAT by default.")] = None,
 ) -> None:
     """Write the policy as one file that runs without jaxrl; it is checked against the live policy first."""
     with _errors(), _compilation_cache():
         import jaxrl
+        from jaxrl.results.export import FORMATS
         from jaxrl.run.config import ConfigError
         from jaxrl.run.runner import find_checkpoint
 
-        if format not in ("stablehlo", "npz"):
-            raise ConfigError(f"--format must be stablehlo or npz, got {format!r}")
+        if format not in FORMATS:
+            raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
         folder, checkpoint = find_checkpoint(run_dir)
         state, run = jaxrl.load_state(checkpoint)
         path = out or folder.path / f"policy.{format}"
         env, _ = jaxrl.make_env(run)
+        facts = {"run": run.name, "update": int(checkpoint.name), "evaluation": folder.evaluation(int(checkpoint.name))}
         try:
             data = jaxrl.load_data(run, dataset=False)
-            jaxrl.export_policy(jaxrl.make_algorithm(run, env), state, path, data, spec=env)
-        except ValueError as error:
+            agent = jaxrl.make_algorithm(run, env)
+            jaxrl.export_policy(agent, state, path, data, format=format, spec=env, metadata=facts)
+        except (ValueError, ImportError) as error:
             raise ConfigError(str(error)) from error
-        print(path)
+        policy = jaxrl.load_policy(path)
+        print(f"{path}: acts like the live policy, {policy.latency() * 1e6:.0f} us per action")
 
 
 @app.command()
@@ -284,16 +288,48 @@ def list_(what: Annotated[str, typer.Argument(help="envs, algorithms, configs or
 
 
 @app.command()
-def info() -> None:
-    """Show versions, devices and the compilation cache."""
+def info(
+    env: Annotated[str | None, typer.Argument(help="An environment; see `jaxrl list envs`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write its diagram, if it has one (.svg).")] = None,
+) -> None:
+    """Show versions, devices and the compilation cache, or what there is to know of an environment."""
     with _errors():
+        from jaxrl.run.config import ConfigError
         from jaxrl.run.folder import device, versions
 
+        if env is not None:
+            try:
+                print(_environment_info(env, out))
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
+            return
         _print_table(
             [{"name": name, "": str(value)} for name, value in versions().items()]
             + [{"name": f"device {name}", "": str(value)} for name, value in device().items()]
             + [{"name": "compilation cache", "": str(cache_folder())}]
         )
+
+
+def _environment_info(name: str, out: Path | None) -> str:
+    import inspect
+
+    import envs_jax
+
+    env, params = envs_jax.make(name)
+    spec = env.spec(params)
+    parts = [
+        f"{name}: {inspect.getdoc(type(env))}",
+        f"observation {spec.observation_space}\naction {spec.action_space}",
+        env.details(),
+    ]
+    if out is not None:
+        diagram = env.diagram()
+        if not diagram or out.suffix != ".svg":
+            raise ValueError(f"--out must end in .svg, got {str(out)!r}" if diagram else f"{name!r} has no diagram")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(diagram, encoding="utf-8")
+        parts.append(str(out))
+    return "\n\n".join(part for part in parts if part)
 
 
 def main() -> None:

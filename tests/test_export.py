@@ -292,7 +292,7 @@ def test_another_format_version(exported, tmp_path):
 def test_refused_settings(tmp_path):
     agent, state, spec = make_case("discrete")
     arguments = (agent, state)
-    with pytest.raises(ValueError, match=r"format must be one of stablehlo, npz, got 'stablehol'; did you mean"):
+    with pytest.raises(ValueError, match=r"format must be one of stablehlo, npz, onnx, got 'stablehol'; did you mean"):
         export_policy(*arguments, tmp_path / "policy.stablehol", Data(), spec=spec)
     with pytest.raises(ValueError, match="this state holds no environments"):
         export_policy(*arguments, tmp_path / "policy.npz", Data())

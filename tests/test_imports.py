@@ -34,6 +34,8 @@ HEAVY = {
     "gymnasium": ("envs_jax/adapters/", "jaxrl/run/"),
     "matplotlib": ("jaxrl/results/", "jaxrl/studies/"),
     "tensorboardX": ("jaxrl/results/",),
+    "onnx": ("jaxrl/results/onnx.py",),
+    "onnxruntime": ("jaxrl/results/onnx.py",),
     "typer": ("jaxrl/cli",),
     "torch": (),
     "tensorflow": (),

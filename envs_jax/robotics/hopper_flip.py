@@ -21,6 +21,7 @@ from envs_jax.robotics.hopper_constants import load_constants
 from envs_jax.robotics.hopper_params import Params, make_params, randomise
 from envs_jax.robotics.hopper_rewards import Effort, Snapshot, chosen, load, phases, reward_terms
 from envs_jax.spaces import Box
+from envs_jax.timeline import Played
 
 PHYSICS = {"planar": Planar}
 FLIGHT_HEIGHT = 0.53  # m; of the centre of mass at take-off, for starts in flight
@@ -63,7 +64,7 @@ class HopperFlip(Environment[State, Params]):
         weights: changed reward weights by name.
     """
 
-    frames_per_second = 50.0
+    frames_per_second = 25.0
 
     def __init__(
         self,
@@ -172,10 +173,37 @@ class HopperFlip(Environment[State, Params]):
         return Box(-1.0, 1.0, (3,))
 
     def render(self, state: State) -> Any:
-        """u8 [240, 320, 3]: the robot from its left, the camera moving along."""
+        """u8 [240, 320, 3]: a stick figure from its left, the camera moving along."""
         from envs_jax.robotics.hopper_render import picture
 
         return picture(self, state)
+
+    def film(self, played: Played) -> list[Any]:
+        """The flight at a quarter of its speed, beside the motors' torques and speeds; see `hopper_film.film`."""
+        from envs_jax.robotics.hopper_film import film
+
+        return film(self, played)
+
+    def page(self, played: Played, title: str) -> str:
+        """The episode in three dimensions, to look at from all sides in a browser."""
+        from envs_jax.robotics.hopper_viewer import page
+
+        return page(self, played, title)
+
+    def describe(self) -> dict[str, Any]:
+        from envs_jax.robotics.hopper_describe import describe
+
+        return describe(self)
+
+    def details(self) -> str:
+        from envs_jax.robotics.hopper_torque_speed import torque_speed_table
+
+        return torque_speed_table(self.hopper)
+
+    def diagram(self) -> str:
+        from envs_jax.robotics.hopper_torque_speed import draw_torque_speed
+
+        return draw_torque_speed(self.hopper).text_of()
 
     @property
     def _reward_names(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""Policies that leave the project: StableHLO for any XLA runtime, or plain arrays for a script that needs only NumPy.
+"""Policies that leave the project: StableHLO for any XLA runtime, plain arrays for NumPy alone, ONNX for the rest.
 
-Either is one file, a NumPy archive of arrays and JSON metadata, and holds all that acting takes: the normaliser of
-observations, the network, the bounds of actions. It is checked against the live policy before it gets its name.
+Each is one file that holds all that acting takes: the normaliser of observations, the network, the bounds of actions.
+It is checked against the live policy before it gets its name. `meta.json` beside it says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from envs_jax.core import Environment, EnvSpec, TimeStep
 from envs_jax.registry import nearest
 from envs_jax.spaces import Box, Discrete, MultiDiscrete, Space
 from jaxrl.parts.normalize import normalize, standard_deviation
-from jaxrl.results import infer_numpy
+from jaxrl.results import infer_numpy, onnx
 from jaxrl.results.acting import Program, deployed, live_actions, record_observations, trim
-from jaxrl.results.files import replacing
+from jaxrl.results.files import git_commit, replacing
 from jaxrl.results.infer_numpy import FORMAT, FORMAT_VERSION, NumpyPolicy, Policy, read_container
 from jaxrl.types import Algorithm, Array, Data, PyTree
 
-FORMATS = ("stablehlo", "npz")
+FORMATS = ("stablehlo", "npz", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 NUM_EXAMPLES = (8, 2)  # steps and environments of the recorded observations that stay in the file
 
@@ -53,9 +53,11 @@ def export_policy(
     Args:
         agent: the algorithm; for "npz" one whose `export` describes its layers.
         state: of one run, without a member axis.
-        path: "policy.stablehlo" or "policy.npz"; beside the latter goes `infer_numpy.py`, which runs it.
+        path: "policy.stablehlo", "policy.npz" or "policy.onnx". Beside it goes `meta.json`, the metadata with what the
+            environment says of its observations and actions; beside an npz `infer_numpy.py`, which runs it; beside
+            ONNX, whose batch is free, "policy.batch1.onnx" for runtimes that want fixed shapes.
         data: what the run reads.
-        format: "stablehlo" or "npz"; by default from the suffix.
+        format: "stablehlo", "npz" or "onnx"; by default from the suffix.
         spec: the environment, in which the policy is recorded for the check, or its spaces, from which observations
             are drawn; by default the observations at which the environments of `state` stand.
         platforms: that a StableHLO program is lowered for, the present one included.
@@ -67,6 +69,7 @@ def export_policy(
     Raises:
         ValueError: a setting is not allowed, the policy cannot be exported, or the file acts unlike the live policy;
             in each case no file is left behind.
+        ImportError: ONNX without the extra `onnx`.
 
     Example:
         >>> export_policy(agent, state, "policy.stablehlo", data, spec=env)
@@ -76,6 +79,8 @@ def export_policy(
     format = path.suffix.removeprefix(".") if format is None else format
     if format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}{nearest(format, FORMATS)}")
+    if format == "onnx":
+        onnx.require()
     if agent.policy is None or agent.act is None or agent.start is None:
         raise ValueError("this algorithm learns no policy that acts")
     # On one device, whatever the sharding of the run.
@@ -83,8 +88,10 @@ def export_policy(
     described = agent.export(policy_params) if agent.export is not None else {}
     mixture = described.get("mixture")
     members = [described] if mixture is None else described.get("members", [{}])
-    if format == "npz" and not members[0]:
-        raise ValueError("this algorithm has no export to NumPy; use the format 'stablehlo'")
+    if format != "stablehlo" and not members[0]:
+        raise ValueError("this algorithm has no export to NumPy and ONNX; use the format 'stablehlo'")
+    if format == "onnx" and mixture is not None:
+        raise ValueError("a mixture has no export to ONNX; use the format 'stablehlo' or 'npz'")
 
     template, recorded = record_observations(agent, policy_params, state, data, spec)
     sent = (agent, policy_params) if mixture is None else deployed(agent, described)
@@ -99,19 +106,21 @@ def export_policy(
 
     if format == "stablehlo":
         arrays = {"program": stablehlo(program, template, first_carry, masked, platforms)}
-        facts: dict[str, Any] = {"kind": "stablehlo", "platforms": list(platforms)}
+        layers, facts = [], {"kind": "stablehlo", "platforms": list(platforms)}
     else:
         layers, arrays = plain_layers(members[0])
         if mixture is not None:
             every = [plain_layers(one)[1] for one in members]
             arrays |= {k: np.stack([one[k] for one in every]) for k in arrays if not k.startswith("action/")}
-        facts = {"kind": "numpy", "layers": layers}
+        facts = {"kind": "numpy" if format == "npz" else "onnx", "layers": layers}
     arrays |= {f"carry/{i}": np.asarray(leaf) for i, leaf in enumerate(first_carry)}
     arrays |= {f"example/{name}": rows[: NUM_EXAMPLES[0], : NUM_EXAMPLES[1]] for name, rows in recorded.items()}
     if mixture is not None and member is not None:
         arrays |= {"mixture/weights": np.asarray(mixture.weights), "example/member": member[: NUM_EXAMPLES[1]]}
         recorded["member"] = member
+    environment = {}
     if spec is not None and not isinstance(spec, EnvSpec):
+        environment = spec.describe()
         spec = spec.spec(spec.default_params if data.env_params is None else data.env_params)
     action_space = members[0].get("action_space") if spec is None else spec.action_space
     facts |= {
@@ -122,10 +131,17 @@ def export_policy(
         "legal_actions": recorded["legal_actions"].shape[-1] if masked else None,
         "num_carry": len(first_carry),
         "num_members": None if mixture is None else len(mixture.weights),
+        "environment": environment,
         "versions": {name: importlib.metadata.version(name) for name in ("jaxrl", "jax", "numpy")},
+        "git": git_commit(),
         "user": dict(metadata or {}),
     }
-    write(path, facts, arrays, recorded)
+    if format == "onnx":
+        _write_onnx(path, facts, layers, arrays, recorded)
+    else:
+        _write_archive(path, facts, arrays, recorded)
+    with replacing(path.with_name("meta.json")) as temporary:
+        temporary.write_text(json.dumps({"policy": path.name, **facts}, indent=1) + "\n")
     if format == "npz":
         with replacing(path.with_name("infer_numpy.py")) as temporary:
             temporary.write_text(inspect.getsource(infer_numpy))
@@ -137,11 +153,14 @@ def load_policy(path: str | Path) -> Policy:
 
     Returns:
         A `Policy`: `act(observation, legal_actions=None, carry=None) -> (action, carry)`, `start(batch) -> carry`,
-        `verify()` and `metadata`.
+        `verify()`, `latency()` and `metadata`.
 
     Raises:
         ValueError: the file is torn, no exported policy, or of another format version.
+        ImportError: ONNX without the extra `onnx`.
     """
+    if Path(path).suffix == ".onnx":
+        return onnx.load_onnx(path)
     metadata, arrays = read_container(path)
     kinds = {"stablehlo": StableHLOPolicy, "numpy": NumpyPolicy}
     return kinds[metadata["kind"]](metadata, arrays)
@@ -216,16 +235,42 @@ def describe(recorded: Any, space: Space | None) -> dict[str, Any]:
     return facts
 
 
-def write(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray], recorded: dict[str, np.ndarray]) -> None:
+def _write_archive(
+    path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray], recorded: dict[str, np.ndarray]
+) -> None:
     """Writes the file; ValueError, and no file, where it acts unlike what was recorded."""
-    try:
-        encoded = json.dumps(facts, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be JSON values: {error}") from error
+    encoded = _json(facts).encode()
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             np.savez(file, metadata=np.frombuffer(encoded, np.uint8), **arrays)  # type: ignore[arg-type]
-        try:
-            load_policy(temporary).verify(recorded)
-        except ValueError as error:
-            raise ValueError(f"{path} is not written, it would act unlike the live policy: {error}") from error
+        _check(load_policy(temporary), recorded, path)
+
+
+def _write_onnx(
+    path: Path,
+    facts: dict[str, Any],
+    layers: list[dict[str, Any]],
+    arrays: dict[str, np.ndarray],
+    recorded: dict[str, np.ndarray],
+) -> None:
+    """Writes the graph of a free batch and the one of a single environment, or neither."""
+    _json(facts)
+    singles = {name: rows.reshape(-1, 1, *rows.shape[2:]) for name, rows in recorded.items()}
+    with replacing(path) as free, replacing(path.with_suffix(".batch1.onnx")) as single:
+        for file, batch, rows in ((free, None, recorded), (single, 1, singles)):
+            file.write_bytes(onnx.build_model(facts, layers, arrays, batch).SerializeToString())
+            _check(onnx.load_onnx(file), rows, path)
+
+
+def _json(facts: dict[str, Any]) -> str:
+    try:
+        return json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"metadata must be JSON values: {error}") from error
+
+
+def _check(policy: Policy, recorded: dict[str, np.ndarray], path: Path) -> None:
+    try:
+        policy.verify(recorded)
+    except ValueError as error:
+        raise ValueError(f"{path} is not written, it would act unlike the live policy: {error}") from error

@@ -131,6 +131,17 @@ class Policy:
             if not worst <= TOLERANCE * scale:
                 raise ValueError(f"actions differ from the recorded ones by up to {worst:.3g}")
 
+    def latency(self, calls: int = 200) -> float:
+        """Seconds that one action for one environment takes: the median of `calls`, after a few to warm up."""
+        space = self.metadata["observation"]
+        observation, carry = np.zeros((1, *space["shape"]), space["dtype"]), self.start(1)
+        seconds = []
+        for _ in range(calls + 10):
+            begin = time.perf_counter()
+            np.asarray(self.act(observation, carry=carry)[0])
+            seconds.append(time.perf_counter() - begin)
+        return float(np.median(seconds[10:]))
+
     def _run(self, observation: np.ndarray, legal_actions: np.ndarray | None, carry: tuple[Any, ...]) -> Any:
         raise NotImplementedError
 
@@ -282,13 +293,8 @@ def load(path: Any) -> NumpyPolicy:
 def main(path: str = "policy.npz") -> None:
     policy = load(path)
     policy.verify()
-    observation = policy.examples["observation"][0, :1]
-    begin, calls = time.perf_counter(), 200
-    for _ in range(calls):
-        policy.act(observation)
-    microseconds = (time.perf_counter() - begin) / calls * 1e6
-    recorded = policy.examples["action"].shape
-    print(f"{path}: {recorded[0] * recorded[1]} recorded actions reproduced, {microseconds:.0f} us per action")
+    recorded, seconds = policy.examples["action"].shape, policy.latency()
+    print(f"{path}: {recorded[0] * recorded[1]} recorded actions reproduced, {seconds * 1e6:.0f} us per action")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ class RunFolder:
             },
         )
 
+    def evaluation(self, update: int) -> dict[str, float]:
+        """What the evaluation after `update` updates measured; empty where there was none."""
+        lines = self.metrics.read_text().splitlines() if self.metrics.is_file() else []
+        rows = [row for row in map(json.loads, lines) if row.get("update") == update]
+        return {name: value for row in rows for name, value in row.items() if name.startswith("evaluation/")}
+
     def load_run(self, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
         """The run of this folder, with overrides.
 
