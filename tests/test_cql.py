@@ -9,11 +9,12 @@ import pytest
 
 from envs_jax.core import EnvSpec
 from envs_jax.spaces import Box, Discrete, MultiDiscrete
-from jaxrl.algorithms.cql import CQLConfig, CQLHParams, discrete_form, log_slope, make_cql
+from jaxrl.algorithms.cql import CQLConfig, CQLHParams, discrete_form, make_cql
 from jaxrl.data.dataset import load_dataset
 from jaxrl.data.recording import Episode, Header, from_episodes
 from jaxrl.loop import scan_updates
 from jaxrl.parts.networks import NetworkConfig, QNetwork
+from jaxrl.parts.soft_actor_critic import log_slope
 from jaxrl.types import Data, Transition
 from programs import compiled, evaluation_returns
 from small_worlds import shows
@@ -68,7 +69,7 @@ def test_a_discrete_bandit():
 
 def test_the_discrete_loss_by_hand():
     """Double Q-learning: the network chooses, the target network values; nothing follows a termination."""
-    init_params, _, losses = discrete_form(CONFIG, Discrete(3), (1,))
+    init_params, _, losses = discrete_form(CONFIG, EnvSpec(OBSERVATIONS, Discrete(3)))
     params, target = (init_params(jax.random.key(i))["critic"] for i in (0, 1))
     rng = np.random.default_rng(0)
     observation, after = rng.normal(size=(2, 6, 1)).astype(np.float32)
@@ -156,7 +157,7 @@ def test_the_density_of_squashed_actions():
 @pytest.mark.parametrize(
     ("config", "space", "message"),
     [
-        (CONFIG, MultiDiscrete((2, 2)), "CQL needs Discrete actions, or vectors"),
+        (CONFIG, MultiDiscrete((2, 2)), "CQL needs vectors of floats"),
         (CONFIG, Box(-np.inf, np.inf, (1,)), "finite bounds"),
         (dataclasses.replace(CONFIG, lagrange=True), Discrete(2), "lagrange must be false"),
     ],

@@ -3,7 +3,7 @@
 Values of actions that the data does not show are pushed down: the critics' loss has `alpha (log sum exp Q - Q(a))`.
 Discrete actions: on a double Q-network. Continuous ones: on soft actor-critic with twin critics, where the sum over
 actions is estimated from uniform actions and the policy's at the observation and at its successor, each weighted by
-its density (section 5.2 and appendix F; details as in CORL, `cql.py`).
+its density (section 5.2 and appendix F; details and options as in CORL, `cql.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,15 @@ import optax
 from flax import struct
 
 from envs_jax.core import EnvSpec, TimeStep
-from envs_jax.spaces import Box, Discrete
+from envs_jax.spaces import Discrete
 from jaxrl.data.dataset import sample_rows, take_rows
-from jaxrl.parts.distributions import DiagonalNormal, scale_from_bounds, scale_to_bounds
-from jaxrl.parts.networks import Actor, NetworkConfig, QNetwork
-from jaxrl.parts.normalize import RunningStatistics, init_statistics, normalize
+from jaxrl.parts.networks import NetworkConfig, QNetwork
+from jaxrl.parts.normalize import RunningStatistics, normalized
+from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec, without_memory
+from jaxrl.parts.soft_actor_critic import descend, make_soft_actor_critic, total_loss
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState, Transition, hparam, no_carry
 
-LOG_STD_RANGE = (-20.0, 2.0)
+LARGEST_PENALTY = 1e6  # of the weight that is learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +36,28 @@ class CQLConfig:
 
     batch_size: int = 256
     num_sampled_actions: int = 10  # of each of the three sorts; continuous actions
+    # These four for continuous actions only.
+    importance_correction: bool = True  # weight sampled actions by their densities
     lagrange: bool = False  # the weight of the penalty is learned, so that the gap stays at `target_gap`
+    max_backup: bool = False  # targets: the best of `num_sampled_actions` actions instead of one action's value
+    entropy_backup: bool = False  # targets: less the temperature times the log density, as in soft actor-critic
     normalize_observations: bool = True  # with the statistics of the data set
     network: NetworkConfig = dataclasses.field(
         default_factory=lambda: NetworkConfig(hidden_sizes=(256, 256, 256), activation="relu")
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_sampled_actions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
-        if self.network.recurrent:
-            raise ValueError("config.network.torso must be mlp or cnn: rows are drawn one by one, got 'gru'")
+        at_least_one(self, "batch_size", "num_sampled_actions")
+        without_memory(self.network)
 
 
 @struct.dataclass
 class CQLHParams:
     """What may be traced and swept."""
 
-    learning_rate: Any = hparam(3e-4, low=0.0)  # of the critics
-    policy_learning_rate: Any = hparam(3e-5, low=0.0)  # and of both weights that are learned; continuous actions
+    learning_rate: Any = hparam(3e-4, low=0.0)  # of the critics, and of the penalty's weight with `lagrange`
+    policy_learning_rate: Any = hparam(3e-5, low=0.0)  # and of the temperature; continuous actions
+    cosine_updates: Any = hparam(0.0, low=0.0)  # rates fall to 0 along half a cosine over so many updates; 0: constant
     discount: Any = hparam(0.99, 0.0, 1.0)
     tau: Any = hparam(5e-3, 0.0, 1.0)  # how far the target critics move to the critics in an update
     penalty_weight: Any = hparam(10.0, low=0.0)  # alpha
@@ -88,45 +91,22 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
     Raises:
         ValueError: several agents, or spaces that are not supported.
     """
-    spec = env if isinstance(env, EnvSpec) else env.spec(env.default_params)
-    space, shape = spec.action_space, spec.observation_space.shape
-    if spec.num_agents != 1:
-        raise ValueError("CQL trains one agent: choose a role of the environment and its opponents")
-    if isinstance(space, Discrete):
-        if config.network.torso == "cnn" and len(shape) != 3:
-            raise ValueError(f"config.network.torso='cnn' needs observations [height, width, channels], got {shape}")
-        if config.lagrange:
-            raise ValueError("config.lagrange must be false: it is for continuous actions")
-        form = discrete_form(config, space, shape)
-    elif isinstance(space, Box) and len(space.shape) == 1 and len(shape) == 1 and config.network.torso == "mlp":
-        form = continuous_form(config, space, shape)
-    else:
-        raise ValueError(
-            f"CQL needs Discrete actions, or vectors of floats and torso='mlp'; got {space} on observations {shape}"
-        )
-    init_params, choose, losses = form
-    optimizer = optax.scale_by_adam()
-
-    def seen(statistics: RunningStatistics | None, observation: Array) -> Array:
-        observation = jnp.asarray(observation, jnp.float32)
-        return observation if statistics is None else normalize(statistics, observation)
+    spec = single_agent_spec(env, "CQL", config.network)
+    make_form = discrete_form if isinstance(spec.action_space, Discrete) else continuous_form
+    init_params, choose, losses = make_form(config, spec)
 
     def init(key: Array, hparams: CQLHParams, data: Data) -> CQLState:
         del hparams
         key_params, key_state = jax.random.split(key)
         params = init_params(key_params)
-        statistics = None
-        if config.normalize_observations:
-            # Without a data set: only the form of a state is asked for.
-            statistics = init_statistics(shape) if data.dataset is None else data.dataset.statistics
         return CQLState(
             params=params,
-            opt_state=optimizer.init(params),
+            opt_state=optax.scale_by_adam().init(params),
             key=key_state,
             num_updates=jnp.zeros((), jnp.int32),
             rollout=None,
             target_params=params["critic"],
-            statistics=statistics,
+            statistics=dataset_statistics(data, spec) if config.normalize_observations else None,
         )
 
     def policy(state: CQLState, data: Data) -> CQLPolicy:
@@ -134,7 +114,7 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
         return CQLPolicy(state.params.get("actor", state.params["critic"]), state.statistics)
 
     def act(policy_params: CQLPolicy, carry: PyTree, time_step: TimeStep, key: Array, deterministic: bool) -> tuple:
-        observation = seen(policy_params.statistics, time_step.observation)
+        observation = normalized(policy_params.statistics, time_step.observation)
         return choose(policy_params.params, observation, time_step.legal_actions, key, deterministic), carry, {}
 
     def update(state: CQLState, hparams: CQLHParams, data: Data) -> tuple[CQLState, Metrics]:
@@ -143,23 +123,20 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
         steps = take_rows(dataset.transitions, sample_rows(dataset, key_sample, config.batch_size))
         steps = dataclasses.replace(
             steps,
-            observation=seen(state.statistics, steps.observation),
-            next_observation=seen(state.statistics, steps.next_observation),
+            observation=normalized(state.statistics, steps.observation),
+            next_observation=normalized(state.statistics, steps.next_observation),
         )
 
         def loss(params: PyTree) -> tuple[Array, Metrics]:
             metrics = losses(params, state.target_params, steps, hparams, key_loss)
-            return sum(value for name, value in metrics.items() if name.startswith("loss/")), metrics  # type: ignore[return-value]
+            return total_loss(metrics), metrics
 
-        # One gradient of the sum: each loss stops the gradient of what it does not train.
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
-        change, opt_state = cast(Any, optimizer.update(gradient, state.opt_state))
-        rates: Any = dict.fromkeys(state.params, hparams.policy_learning_rate)
-        rates |= {"critic": hparams.learning_rate}
-        change = {
-            name: jax.tree.map(lambda x, name=name: -cast(Any, rates[name]) * x, tree) for name, tree in change.items()
-        }
-        params = cast(Any, optax.apply_updates(state.params, change))
+        over = jnp.minimum(state.num_updates / jnp.maximum(hparams.cosine_updates, 1.0), 1.0)
+        factor = jnp.where(hparams.cosine_updates > 0, 0.5 * (1.0 + jnp.cos(jnp.pi * over)), 1.0)
+        rates = dict.fromkeys(state.params, factor * hparams.learning_rate)
+        rates |= dict.fromkeys(("actor", "log_temperature"), factor * hparams.policy_learning_rate)
+        params, opt_state = descend(state.params, gradient, state.opt_state, rates)
         target_params = optax.incremental_update(params["critic"], state.target_params, hparams.tau)
         state = dataclasses.replace(
             state,
@@ -177,14 +154,18 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
 Form = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Metrics]]  # init_params, choose, losses
 
 
-def discrete_form(config: CQLConfig, space: Discrete, shape: tuple[int, ...]) -> Form:
+def discrete_form(config: CQLConfig, spec: EnvSpec) -> Form:
     """Double Q-learning with the penalty."""
-    network = QNetwork(config.network, space.num_values)
+    assert isinstance(spec.action_space, Discrete)
+    for name in ("lagrange", "max_backup", "entropy_backup"):
+        if getattr(config, name):
+            raise ValueError(f"config.{name} must be false: it is for continuous actions")
+    network = QNetwork(config.network, spec.action_space.num_values)
     forward: Callable[..., Any] = network.apply
     values_of = jax.vmap(forward, (None, 0))
 
     def init_params(key: Array) -> PyTree:
-        return {"critic": network.init(key, jnp.zeros(shape))}
+        return {"critic": network.init(key, jnp.zeros(spec.observation_space.shape))}
 
     def choose(params: PyTree, observation: Array, legal: Array | None, key: Array, deterministic: bool) -> Array:
         del key, deterministic
@@ -209,85 +190,87 @@ def discrete_form(config: CQLConfig, space: Discrete, shape: tuple[int, ...]) ->
     return init_params, choose, losses
 
 
-def continuous_form(config: CQLConfig, space: Box, shape: tuple[int, ...]) -> Form:
-    """Soft actor-critic with the penalty; actions are in [-1, 1] within."""
-    size, num_samples = space.size, config.num_sampled_actions
-    to_unit, to_env = scale_from_bounds(space), scale_to_bounds(space)
-    actor, critic = Actor(config.network, 2 * size), QNetwork(config.network, 1)
-    actor_forward: Callable[..., Any] = actor.apply
-    critic_forward: Callable[..., Any] = critic.apply
+@struct.dataclass
+class Noise:
+    """What an update draws for continuous actions, of one row; leaves lead with the batch in `continuous_noise`."""
+
+    now: Array  # f32 [A]; normal, of the action that trains the policy
+    target: Array  # f32 [A], or [n, A] with `max_backup`; normal, of the successor's action in the target
+    uniform: Array  # f32 [n, A] in [-1, 1]; these and those below are the actions of the penalty
+    here: Array  # f32 [n, A]; normal, at the observation
+    there: Array  # f32 [n, A]; normal, at its successor
+
+
+def continuous_noise(config: CQLConfig, size: int, key: Array) -> Noise:
+    """Everything that an update draws, leaves `[batch_size, ...]`; consumes `key`."""
+    keys = jax.random.split(key, 5)
+    one, many = (config.batch_size, size), (config.batch_size, config.num_sampled_actions, size)
+    return Noise(
+        now=jax.random.normal(keys[0], one),
+        target=jax.random.normal(keys[1], many if config.max_backup else one),
+        uniform=jax.random.uniform(keys[2], many, minval=-1.0, maxval=1.0),
+        here=jax.random.normal(keys[3], many),
+        there=jax.random.normal(keys[4], many),
+    )
+
+
+def continuous_form(config: CQLConfig, spec: EnvSpec) -> Form:
+    """Soft actor-critic with the penalty."""
+    parts = make_soft_actor_critic(config.network, spec, "CQL")
+    size = spec.action_space.shape[0]
 
     def init_params(key: Array) -> PyTree:
-        key_actor, key_critic = jax.random.split(key)
-        critics = jax.vmap(critic.init, (0, None))(jax.random.split(key_critic), jnp.zeros(shape[0] + size))
-        params = {"actor": actor.init(key_actor, jnp.zeros(shape)), "critic": critics, "log_temperature": jnp.zeros(())}
-        return params | ({"log_penalty": jnp.zeros(())} if config.lagrange else {})
-
-    def distribution(params: PyTree, observation: Array) -> DiagonalNormal:
-        mean, log_std = jnp.split(actor_forward(params, observation), 2)
-        return DiagonalNormal(mean, jnp.clip(log_std, *LOG_STD_RANGE))
+        return parts.init(key) | ({"log_penalty": jnp.zeros(())} if config.lagrange else {})
 
     def choose(params: PyTree, observation: Array, legal: Array | None, key: Array, deterministic: bool) -> Array:
         del legal
-        chosen = distribution(params, observation)
-        return to_env(jnp.tanh(chosen.mode() if deterministic else chosen.sample(key)))
-
-    def sample(params: PyTree, observation: Array, key: Array) -> tuple[Array, Array]:
-        """A squashed action `[A]` and its log density."""
-        chosen = distribution(params, observation)
-        raw = chosen.sample(key)
-        return jnp.tanh(raw), chosen.log_prob(raw) - jnp.sum(log_slope(raw))
-
-    def values(params: PyTree, observation: Array, action: Array) -> Array:
-        """Both critics, `[2]`."""
-        return jax.vmap(critic_forward, (0, None))(params, jnp.concatenate([observation, action]))[:, 0]
+        return parts.choose(params, observation, key, deterministic)
 
     def losses(params: PyTree, target_params: PyTree, steps: Transition, hparams: CQLHParams, key: Array) -> Metrics:
-        keys = jax.random.split(key, len(steps.reward))
-        terms = jax.vmap(row_losses, (None, None, 0, None, 0))(params, target_params, steps, hparams, keys)
+        noise = continuous_noise(config, size, key)
+        terms = jax.vmap(row_losses, (None, None, 0, None, 0))(params, target_params, steps, hparams, noise)
         return jax.tree.map(jnp.mean, terms)
 
-    def row_losses(params: PyTree, target: PyTree, step: Transition, hparams: CQLHParams, key: Array) -> Metrics:
+    def row_losses(params: PyTree, target: PyTree, step: Transition, hparams: CQLHParams, noise: Noise) -> Metrics:
         """Of one row; the policy is trained by its own loss alone, the critics by theirs."""
-        key_now, key_next, key_uniform, key_here, key_there = jax.random.split(key, 5)
         frozen = jax.lax.stop_gradient(params)
-        action, log_prob = sample(params["actor"], step.observation, key_now)
-        temperature = jnp.exp(frozen["log_temperature"])
-        next_action, _ = sample(frozen["actor"], step.next_observation, key_next)
-        after = jnp.min(values(target, step.next_observation, next_action))
+        next_action, next_density = parts.sample(frozen["actor"], step.next_observation, noise.target)
+        after = jnp.min(parts.values(target, step.next_observation, next_action), axis=0)
+        if config.max_backup:
+            best = jnp.argmax(after)
+            after, next_density = after[best], next_density[best]
+        if config.entropy_backup:
+            after -= jnp.exp(frozen["log_temperature"]) * next_density
         goal = step.reward + hparams.discount * jnp.where(step.terminated, 0.0, after)
-        shown = values(params["critic"], step.observation, to_unit(step.action))
 
-        many = jax.vmap(sample, (None, None, 0))
-        here, here_density = many(frozen["actor"], step.observation, jax.random.split(key_here, num_samples))
-        there, there_density = many(frozen["actor"], step.next_observation, jax.random.split(key_there, num_samples))
-        uniform = jax.random.uniform(key_uniform, (num_samples, size), minval=-1.0, maxval=1.0)
-        density = jnp.concatenate([jnp.full(num_samples, -size * math.log(2.0)), there_density, here_density])
-        sampled = jax.vmap(values, (None, None, 0), 1)(
-            params["critic"], step.observation, jnp.concatenate([uniform, there, here])
+        here, here_density = parts.sample(frozen["actor"], step.observation, noise.here)
+        there, there_density = parts.sample(frozen["actor"], step.next_observation, noise.there)
+        shown_action = parts.to_unit(step.action)[None]
+        values = parts.values(
+            params["critic"], step.observation, jnp.concatenate([shown_action, noise.uniform, there, here])
         )
-        gap = jax.nn.logsumexp(sampled - density[None], axis=1) - shown  # [2]
-        terms = {
+        shown, sampled = values[:, 0], values[:, 1:]  # [2], [2, 3 n]
+        if config.importance_correction:
+            uniform_density = jnp.full(config.num_sampled_actions, -size * math.log(2.0))
+            sampled -= jnp.concatenate([uniform_density, there_density, here_density])[None]
+            spread = jax.nn.logsumexp(sampled, axis=1)
+        else:
+            spread = jax.nn.logsumexp(values, axis=1)  # as in CORL the action of the data is one of them
+        gap = spread - shown  # [2]
+        terms = parts.policy_losses(params, step.observation, noise.now, -float(size)) | {
             "loss/critic": jnp.sum(jnp.square(shown - goal)),
-            "loss/policy": temperature * log_prob - jnp.min(values(frozen["critic"], step.observation, action)),
-            "loss/temperature": -params["log_temperature"] * (jax.lax.stop_gradient(log_prob) - size),
             "loss/penalty": hparams.penalty_weight * jnp.sum(gap),
             "q/mean": jnp.mean(shown),
             "gap": jnp.mean(gap),
         }
         if config.lagrange:
             excess = hparams.penalty_weight * jnp.sum(gap - hparams.target_gap)
-            terms["loss/penalty"] = jnp.clip(jnp.exp(frozen["log_penalty"]), 0.0, 1e6) * excess
-            weight = jnp.clip(jnp.exp(params["log_penalty"]), 0.0, 1e6)
+            weight = jnp.clip(jnp.exp(params["log_penalty"]), 0.0, LARGEST_PENALTY)
+            terms["loss/penalty"] = jax.lax.stop_gradient(weight) * excess
             terms["loss/lagrange"] = -0.5 * weight * jax.lax.stop_gradient(excess)
         return terms
 
     return init_params, choose, losses
-
-
-def log_slope(raw: Array) -> Array:
-    """`log(1 - tanh(x)^2)`, without its cancellation."""
-    return 2.0 * (math.log(2.0) - raw - jax.nn.softplus(-2.0 * raw))
 
 
 def pick(values: Array, action: Array) -> Array:

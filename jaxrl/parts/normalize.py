@@ -49,3 +49,9 @@ def normalize(statistics: RunningStatistics, sample: Array, limit: float = 10.0)
     axes = tuple(range(sample.ndim - statistics.mean.ndim))
     mean, std = (jax.lax.expand_dims(x, axes) for x in (statistics.mean, standard_deviation(statistics)))
     return jnp.clip((sample - mean) / std, -limit, limit)
+
+
+def normalized(statistics: RunningStatistics | None, sample: Array) -> Array:
+    """`sample` as f32, normalised where there are statistics."""
+    sample = jnp.asarray(sample, jnp.float32)
+    return sample if statistics is None else normalize(statistics, sample)
