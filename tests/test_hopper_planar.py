@@ -91,23 +91,34 @@ def test_a_landing_loads_the_gears_as_in_mujoco(mujoco):
         ])  # fmt: skip
     for loads in (contact, gear):
         peaks = np.abs(loads).max(axis=0)  # [which, joint]
-        np.testing.assert_allclose(peaks[1, 0], peaks[0, 0], rtol=0.05)
-        np.testing.assert_allclose(peaks[1, 1], peaks[0, 1], rtol=0.10)
+        np.testing.assert_allclose(peaks[1], peaks[0], rtol=0.05)
     impulse = np.abs(contact).sum(axis=0)
     np.testing.assert_allclose(impulse[1], impulse[0], rtol=0.05)
     np.testing.assert_allclose(np.diff(motion.angles), data.qpos[7:9], atol=0.02)
 
 
 def test_a_stance_asks_for_the_same_torques(mujoco):
+    """For three seconds. The ankle's stiffness hardly exceeds what gravity takes from it: differences grow."""
     model, data = in_mujoco(mujoco, -0.5517, (0.9, -0.3483), 0.6727, np.zeros(5))
-    motion, torque = in_the_plane(mujoco, model, data), np.zeros(2)
-    for _ in range(250):
+    motion = in_the_plane(mujoco, model, data)
+    for step in range(1500):
         data.ctrl[:] = STIFFNESS * (NOMINAL - data.qpos[7:]) - DAMPING * data.qvel[6:]
         torque = controlled(motion)
         mujoco.mj_step(model, data)
         motion, forces = substep(motion, jnp.asarray(torque, jnp.float32), TIME_STEP)
-    assert torque[0] == pytest.approx(data.ctrl[0], rel=0.05)
-    assert float(forces.normal_force.sum()) == pytest.approx(12.45 * 9.81, rel=0.05)
+        if step % 100 == 50:
+            np.testing.assert_allclose(torque, data.ctrl[:2], rtol=0.01)
+            reference = transmission_load.contact_force(data, model.nv)
+            np.testing.assert_allclose(forces.contact_torque, reference[6:8], rtol=0.01, atol=0.01)
+    assert float(forces.normal_force.sum()) == pytest.approx(12.45 * 9.81, rel=0.01)
+
+
+def test_softness_is_relative_to_mujocos_inverse_inertia(mujoco):
+    for variant in ("", "light_thigh"):
+        hopper = HOPPER.variant(variant)
+        model = mujoco.MjModel.from_xml_string(mjcf(hopper))
+        wanted = [model.body("foot").invweight0[0], *model.dof_invweight0[6:8]]
+        np.testing.assert_allclose(hopper_planar.compliance(hopper), wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("knee", "rate"), [(0.05, -0.430), (0.9, -0.414), (2.4, -0.267)])

@@ -65,6 +65,7 @@ class HopperFlip(Environment[State, Params]):
     """
 
     frames_per_second = 25.0
+    traced_options = ("variant", "reward", "target", "actuator", "load", "load_definition", "start", "weights")
 
     def __init__(
         self,
