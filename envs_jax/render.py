@@ -70,6 +70,12 @@ class Canvas:
         stroke = 0.022 * height if bold else 0
         self._draw.text((x, y), text, color, _font(height), ANCHORS[anchor], stroke_width=stroke)
 
+    def picture(self, pixels: Frame, corner: tuple[int, int] = (0, 0)) -> None:
+        """Pixels, each a unit of this picture, with their left upper corner at `corner`."""
+        height, width = pixels.shape[:2]
+        enlarged = Image.fromarray(pixels).resize((width * self.SCALE, height * self.SCALE), Image.Resampling.NEAREST)
+        self._image.paste(enlarged, (corner[0] * self.SCALE, corner[1] * self.SCALE))
+
     def pixels(self) -> Frame:
         """The finished picture, u8 `[height, width, 3]`."""
         return np.asarray(self._image.reduce(self._image.width // self.size[0]))

@@ -58,8 +58,8 @@ def describe(env: HopperFlip) -> dict[str, Any]:
         "joints": joints,
         "control_rate_Hz": 1.0 / clock.control_step,
         "torque_rate_Hz": 1.0 / clock.time_step,
-        "torque": "proportional_gain * (target - angle) - derivative_gain * rate at the torque rate, then clipped to the "
-        "operating region of each motor",
+        "torque": "proportional_gain * (target - angle) - derivative_gain * rate at the torque rate, then clipped to "
+        "the operating region of each motor",
         "motors": motors,
         "motor_order": list(hopper.motors),
         "bus_voltage_V": hopper.voltage,

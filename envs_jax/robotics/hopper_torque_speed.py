@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.robotics import motor_region
 from envs_jax.robotics.hopper_constants import Hopper
 from envs_jax.svg import SvgCanvas
+
+if TYPE_CHECKING:
+    from envs_jax.render import Canvas
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def torque_speed_points(hopper: Hopper) -> dict[str, dict[str, float]]:
@@ -32,32 +41,57 @@ def torque_speed_table(hopper: Hopper) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
 
 
+def region_edges(motors: motor_region.Motors, reach: float = 1.25, num_points: int = 101) -> np.ndarray:
+    """Outlines of the operating regions at the gears' outputs, up to `reach` times the no-load speeds.
+
+    Returns:
+        f32 [M, 2 num_points, 2]: (speed rad/s, torque N m), the upper edge from left to right and the lower one back.
+    """
+    ratio, no_load = np.asarray(motors.gear_ratio), np.asarray(motors.voltage / motors.torque_constant)
+    speeds = np.linspace(-reach, reach, num_points, dtype=np.float32)[:, None] * no_load
+    low, high = (np.asarray(edge) for edge in motor_region.torque_limits(motors, jnp.asarray(speeds)))
+    around = np.stack([np.concatenate([speeds, speeds[::-1]]) / ratio, np.concatenate([high, low[::-1]]) * ratio], -1)
+    return np.swapaxes(around, 0, 1)
+
+
+def draw_region(
+    canvas: Canvas | SvgCanvas, box: Box, outline: np.ndarray, rated_load: float, beyond: float = 1.2
+) -> Callable[[float, float], tuple[float, float]]:
+    """One motor's operating region, filled, with its axes, and the gear's rating as two red lines.
+
+    Args:
+        canvas: what to draw on.
+        box: left, top, right, bottom on it.
+        outline: of `region_edges`, [N, 2].
+        rated_load: N m.
+        beyond: how far the vertical axis goes, in the larger of cap and rating.
+
+    Returns:
+        The place of a speed and a torque on the canvas, held inside the box.
+    """
+    left, top, right, bottom = box
+    fastest, tallest = np.abs(outline[:, 0]).max(), beyond * max(np.abs(outline[:, 1]).max(), rated_load)
+
+    def place(speed: float, torque: float) -> tuple[float, float]:
+        across, up = (min(max(share, -1.0), 1.0) for share in (speed / fastest, torque / tallest))
+        return (left + right + (right - left) * across) / 2, (top + bottom - (bottom - top) * up) / 2
+
+    canvas.rectangle(box, "#eceff1")
+    canvas.polygon([place(*point) for point in outline.tolist()], "#b9d3dd")
+    for torque, color in ((0.0, "#2f4858"), (rated_load, "#d1495b"), (-rated_load, "#d1495b")):
+        canvas.line([place(-fastest, torque), place(fastest, torque)], color, 0.8)
+    canvas.line([place(0.0, -tallest), place(0.0, tallest)], "#2f4858", 0.8)
+    return place
+
+
 def draw_torque_speed(hopper: Hopper) -> SvgCanvas:
-    """Each motor's operating region at its gear's output, side by side; the gear's rating dashed where it fits."""
+    """Each motor's operating region at its gear's output, side by side, with the gear's rating."""
     size, margin = 240, 30
     canvas = SvgCanvas((size + margin) * len(hopper.motors) + margin, size + 2 * margin, "#f7f7f5")
-    region, ratios = hopper.motor_region(), hopper.table("motors", "gear_ratio")
-    points = torque_speed_points(hopper)
-    speeds = np.linspace(-1.3, 1.3, 131)[:, None] * np.array([[point["no_load"] for point in points.values()]])
-    limits = [motor_region.torque_limits(region, speed) for speed in np.asarray(speeds * ratios, np.float32)]
-    low, high = (np.stack([np.asarray(pair[i]) for pair in limits]) * ratios for i in (0, 1))
+    outlines, points = region_edges(hopper.motor_region(), reach=1.3), torque_speed_points(hopper)
     for index, (name, motor) in enumerate(hopper.motors.items()):
-        left, top = margin + index * (size + margin), margin
-        tallest = 1.2 * max(high[:, index].max(), motor.rated_load)
-
-        def place(speed: float, torque: float, index=index, left=left, top=top, tallest=tallest) -> tuple[float, float]:
-            return (
-                left + size / 2 * (1 + speed / speeds[-1, index]),
-                top + size / 2 * (1 - torque / tallest),
-            )
-
-        edge = [place(s, t) for s, t in zip(speeds[:, index], high[:, index])]
-        canvas.polygon(edge + [place(s, t) for s, t in zip(speeds[::-1, index], low[::-1, index])], "#9ec1cf")
-        ends = speeds[0, index], speeds[-1, index]
-        for torque, color in ((0.0, "#2f4858"), (motor.rated_load, "#d1495b"), (-motor.rated_load, "#d1495b")):
-            canvas.line([place(ends[0], torque), place(ends[1], torque)], color, 1)
-        canvas.line([place(0.0, -tallest), place(0.0, tallest)], "#2f4858", 1)
-        point = points[name]
+        left, point = margin + index * (size + margin), points[name]
+        draw_region(canvas, (left, margin, left + size, margin + size), outlines[index], motor.rated_load)
         label = f"{name}: {point['cap']:.0f} N m to {point['corner_speed']:.1f}, 0 at {point['no_load']:.1f} rad/s"
         canvas.text((left, 8), label, "#202124", 11)
     canvas.text((margin, size + margin + 8), "across: speed, up: torque at the output; red: rated load", "#5f6368", 11)

@@ -1,0 +1,124 @@
+"""What the pictures of a hopper's episode need and its steps do not report, computed again from the recorded states."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs_jax.core import Array, PyTree
+from envs_jax.robotics import hopper_planar, motor_region
+from envs_jax.robotics.hopper_params import Params
+from envs_jax.robotics.hopper_rewards import chosen
+from envs_jax.robotics.hopper_torque_speed import region_edges
+
+if TYPE_CHECKING:
+    from envs_jax.robotics.hopper_flip import HopperFlip, State
+    from envs_jax.timeline import Played
+
+PHASES = ("take-off", "flight", "landing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """An episode of T control steps with S substeps, on the host. States come before each step, and the last one.
+
+    Motors are seen at their gears' outputs: speed in rad/s, torque in N m.
+    """
+
+    time: np.ndarray  # f32 [T + 1]; s
+    phase: np.ndarray  # i32 [T + 1]; index of PHASES
+    qpos: np.ndarray  # f32 [T + 1, 10]; of the MJCF
+    com: np.ndarray  # f32 [T + 1, 3]; m above the floor
+    centroidal_rate: np.ndarray  # f32 [T + 1, 3]; rad/s
+    turns: np.ndarray  # f32 [T + 1, 2]; of the base and of the whole
+    load: np.ndarray  # f32 [T + 1, M]; contact load over rating, the largest of the step before; 0 at the start
+    speed: np.ndarray  # f32 [T, S, M]
+    command: np.ndarray  # f32 [T, S, M]
+    applied: np.ndarray  # f32 [T, S, M]
+    edges: np.ndarray  # f32 [M, N, 2]; outline of each operating region, see `region_edges`
+
+
+def trace(env: HopperFlip, played: Played) -> Trace:
+    """Recomputes an episode: one small program, the physics' own, run from every recorded state at once."""
+    params, states = played.params, played.states
+    shown = jax.device_get(_stills(env, params, states))
+    before = jax.tree.map(lambda leaf: leaf[:-1], states)
+    speed, command, applied, load = jax.device_get(_substeps(env, params, before, jnp.asarray(played.actions)))
+    ratio = np.asarray(params.motors.gear_ratio)
+    peak = load.max(axis=1) / np.asarray(params.rated_load)
+    return Trace(
+        **shown,
+        load=np.concatenate([np.zeros_like(peak[:1]), peak]),
+        speed=speed / ratio,
+        command=command * ratio,
+        applied=applied * ratio,
+        edges=region_edges(params.motors),
+    )
+
+
+def motor_torques(params: Params, joints: Array, joint_rates: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Rotor speeds, commanded and applied torques `[M]` of one substep, as the physics does it."""
+    motors = params.motors
+    driven = slice(motors.transmission.shape[1])
+    gains = params.proportional_gain[driven], params.derivative_gain[driven]
+    wanted = gains[0] * (targets - joints)[driven] - gains[1] * joint_rates[driven]
+    speed, command = motor_region.motor_speed(motors, joint_rates[driven]), motor_region.motor_torque(motors, wanted)
+    box = jnp.clip(command, -motors.max_torque, motors.max_torque)
+    applied = jnp.where(chosen(params, "actuator", "rectangle"), box, motor_region.clip_torque(motors, command, speed))
+    return speed, command, jnp.where(chosen(params, "actuator", "penalty"), command, applied)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _substeps(env: HopperFlip, params: Params, states: State, actions: Array) -> tuple[Array, ...]:
+    """Rotor speeds, commands, applied torques and contact loads, `[T, S, M]` each."""
+    clock, physics = env.clock, env.physics
+
+    def step(state: Any, action: Array) -> tuple[Array, ...]:
+        used = jnp.where(params.delay, state.actions[0], jnp.clip(action, -1.0, 1.0))
+        targets = params.nominal + params.action_scale * used
+        pushed = physics.push(state.motion, jnp.where(state.step == params.push_step, params.push_speed, 0.0))
+
+        def substep(motion: PyTree, _: None) -> tuple[PyTree, tuple[Array, ...]]:
+            snapshot = physics.snapshot(params, motion)
+            torques = motor_torques(params, snapshot.joints, snapshot.joint_rates, targets)
+            after, effort = physics.advance(params, motion, targets, 1, clock.time_step)
+            return after, (*torques, effort.contact_load)
+
+        return jax.lax.scan(substep, pushed, length=clock.substeps)[1]
+
+    return jax.vmap(step)(states, actions)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stills(env: HopperFlip, params: Params, states: State) -> dict[str, Array]:
+    """The fields of `Trace` that a state alone decides."""
+
+    def still(state: Any) -> dict[str, Array]:
+        snapshot = env.physics.snapshot(params, state.motion)
+        return {
+            "time": state.step * jnp.float32(env.clock.control_step),
+            "phase": jnp.argmax(jnp.stack(env._phases(state.step))),
+            "qpos": generalized_position(params, state.motion),
+            "com": snapshot.com,
+            "centroidal_rate": snapshot.centroidal_rate,
+            "turns": jnp.stack([snapshot.base_pitch, state.rotation]) / (2 * math.pi),
+        }
+
+    return jax.vmap(still)(states)
+
+
+def generalized_position(params: Params, motion: PyTree) -> Array:
+    """The MJCF's qpos [10] above a floor at 0: the back end's own, or a motion in the plane put into space."""
+    if hasattr(motion, "qpos"):
+        return motion.qpos.at[2].add(-params.robot.ground)
+    x, z = hopper_planar.base_position(params.robot, motion)
+    half, zero = motion.angles[0] / 2, jnp.zeros(())
+    joints = motion.angles[1:] - motion.angles[:-1]
+    pose = jnp.stack([x, zero, z - params.robot.ground, jnp.cos(half), zero, jnp.sin(half), zero])
+    return jnp.concatenate([pose, joints, zero[None]])
