@@ -8,6 +8,7 @@ ALGORITHMS = {
     "psro": ("jaxrl.algorithms.psro:PSRO", "Policy-space response oracles for games of two roles"),
     "ippo": ("jaxrl.algorithms.ippo:IPPO", "Self-play: PPO for every role of a game, each by itself"),
     "dqn": ("jaxrl.algorithms.dqn:DQN", "Deep Q-learning: double, dueling, n-step, prioritised"),
+    "sac": ("jaxrl.algorithms.sac:SAC", "Soft actor-critic with a learned temperature, continuous actions"),
     "bc": ("jaxrl.algorithms.bc:BC", "Behaviour cloning of a data set"),
     "cql": ("jaxrl.algorithms.cql:CQL", "Conservative Q-learning on a data set, discrete or continuous"),
     "decision_transformer": (
