@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from envs_jax.robotics import hopper_planar, motor_region, transmission_load
+from envs_jax.robotics.hopper_constants import Hopper
 from envs_jax.robotics.hopper_params import Params
-from envs_jax.robotics.hopper_planar import Forces, Motion
+from envs_jax.robotics.hopper_planar import Motion
 from envs_jax.robotics.hopper_rewards import Effort, Snapshot, chosen
+from envs_jax.robotics.motor_region import Motors
 
 Array = jax.Array
+PyTree = Any
 
 
 @struct.dataclass
@@ -27,10 +31,50 @@ class Pose:
     flying: Array  # bool []; else the sole is on the floor
     height: Array  # f32 []; of the centre of mass above the floor, where it flies
     climb: Array  # f32 []; its vertical speed
+    heading: Array  # f32 []; yaw about the vertical, rad
+
+
+class Physics(Protocol):
+    """What the environment asks of a back end; J joints are driven. `motion` is a tree of the back end's own."""
+
+    def __init__(self, hopper: Hopper) -> None: ...
+
+    def place(self, params: Params, pose: Pose) -> PyTree:
+        """The motion that a start begins with."""
+        ...
+
+    def push(self, motion: PyTree, speed: Array) -> PyTree:
+        """Adds a forward speed."""
+        ...
+
+    def still_rate(self, params: Params, joints: Array, joint_rates: Array) -> Array:
+        """The base's pitch rate at which the whole has no angular momentum."""
+        ...
+
+    def advance(
+        self, params: Params, motion: PyTree, targets: Array, substeps: int, time_step: float
+    ) -> tuple[PyTree, Effort]:
+        """Holds joint targets `[3]` for a control step."""
+        ...
+
+    def snapshot(self, params: Params, motion: PyTree) -> Snapshot:
+        """How the robot stands; vectors in the heading frame of the start."""
+        ...
+
+    def finite(self, motion: PyTree) -> Array:
+        """bool []: the numbers are those of a robot."""
+        ...
+
+    def astray(self, motion: PyTree) -> Array:
+        """bool []: the base has left the plane of the flip by more than a flight can mend."""
+        ...
 
 
 class Planar:
-    """The sagittal plane alone. The roll joint stays at 0, and its action acts on nothing."""
+    """The sagittal plane alone. The roll joint stays at 0, and its action acts on nothing; nothing goes astray."""
+
+    def __init__(self, hopper: Hopper):
+        del hopper  # all that it needs is among the parameters
 
     def place(self, params: Params, pose: Pose) -> Motion:
         joints, rates = pose.joints[:2], pose.joint_rates[:2]
@@ -47,37 +91,26 @@ class Planar:
         )
 
     def push(self, motion: Motion, speed: Array) -> Motion:
-        """Adds a forward speed."""
         return dataclasses.replace(motion, velocity=motion.velocity.at[0].add(speed))
 
     def still_rate(self, params: Params, joints: Array, joint_rates: Array) -> Array:
-        """The base's pitch rate at which the whole has no angular momentum."""
-        angles = jnp.cumsum(jnp.concatenate([jnp.zeros(1), joints[:2]]))
-        return hopper_planar.base_rate_without_momentum(params.robot, angles, joint_rates[:2])
+        return still_rate(params, joints, joint_rates)
 
     def advance(
         self, params: Params, motion: Motion, targets: Array, substeps: int, time_step: float
     ) -> tuple[Motion, Effort]:
-        """Holds joint targets `[3]` for a control step."""
+        motors, armature = params.motors, params.robot.armature
 
         def substep(motion: Motion, _: None) -> tuple[Motion, tuple]:
-            torque, demand = actuate(params, motion, targets[:2])
+            joints, rates = motion.angles[1:] - motion.angles[:-1], motion.rates[1:] - motion.rates[:-1]
+            torque, demand = actuate(params, motors, joints, rates, targets[:2])
             after, forces = hopper_planar.substep(params.robot, motion, torque, jnp.float32(time_step))
-            return after, (demand, loads(params, torque, forces))
+            load = loads(motors, armature, torque, forces.contact_torque, forces.acceleration)
+            return after, (demand, load, jnp.sum(forces.normal_force))
 
-        after, ((squared, excess, outside), (contact, gear, foot)) = jax.lax.scan(substep, motion, length=substeps)
+        after, record = jax.lax.scan(substep, motion, length=substeps)
         rates = [hopper_planar.centroidal(params.robot, m).angular_velocity[1] for m in (motion, after)]
-        effort = Effort(
-            rotation=0.5 * (rates[0] + rates[1]) * substeps * time_step,
-            torque=jnp.mean(squared),
-            excess=jnp.mean(excess),
-            outside=jnp.mean(outside),
-            contact_load=jnp.max(contact, axis=0),
-            gear_load=jnp.max(gear, axis=0),
-            impulse=jnp.sum(transmission_load.impulse(contact, time_step), axis=0),
-            foot_impulse=jnp.sum(foot) * time_step,
-        )
-        return after, effort
+        return after, effort(0.5 * (rates[0] + rates[1]) * substeps * time_step, *record, time_step)
 
     def snapshot(self, params: Params, motion: Motion) -> Snapshot:
         robot, zero = params.robot, jnp.zeros(())
@@ -100,17 +133,29 @@ class Planar:
         )
 
     def finite(self, motion: Motion) -> Array:
-        """bool []: the numbers are those of a robot."""
         return jnp.stack([jnp.all(jnp.abs(leaf) < 1e3) for leaf in jax.tree.leaves(motion)]).all()
 
+    def astray(self, motion: Motion) -> Array:
+        return jnp.zeros((), bool)
 
-def actuate(params: Params, motion: Motion, targets: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    """Joint torques `[2]` of the PD controller after the motors, and what it took: squared, excess, outside."""
-    motors, joints = params.motors, motion.angles[1:] - motion.angles[:-1]
-    rates = motion.rates[1:] - motion.rates[:-1]
-    wanted = params.proportional_gain[:2] * (targets - joints) - params.derivative_gain[:2] * rates
-    command = motor_region.motor_torque(motors, wanted)
-    region = motor_region.clip_torque(motors, command, motor_region.motor_speed(motors, rates))
+
+def still_rate(params: Params, joints: Array, joint_rates: Array) -> Array:
+    """The base's pitch rate at which the whole has no angular momentum about y; the roll joint counts for nothing."""
+    angles = jnp.cumsum(jnp.concatenate([jnp.zeros(1), joints[:2]]))
+    return hopper_planar.base_rate_without_momentum(params.robot, angles, joint_rates[:2])
+
+
+def actuate(
+    params: Params, motors: Motors, joints: Array, joint_rates: Array, targets: Array
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """Joint torques `[J]` of the PD controller after the motors, and what it took: squared, excess, outside.
+
+    `joints`, `joint_rates` and `targets` are those of the first J joints, which `motors` drive.
+    """
+    driven = slice(len(joints))
+    gains = params.proportional_gain[driven], params.derivative_gain[driven]
+    command = motor_region.motor_torque(motors, gains[0] * (targets - joints) - gains[1] * joint_rates)
+    region = motor_region.clip_torque(motors, command, motor_region.motor_speed(motors, joint_rates))
     box = jnp.clip(command, -motors.max_torque, motors.max_torque)
     rectangle = chosen(params, "actuator", "rectangle")
     modelled = jnp.where(rectangle, box, region)
@@ -121,9 +166,33 @@ def actuate(params: Params, motion: Motion, targets: Array) -> tuple[Array, tupl
     return motor_region.joint_torque(motors, applied), (squared, excess, outside)
 
 
-def loads(params: Params, torque: Array, forces: Forces) -> tuple[Array, Array, Array]:
-    """Gear loads by definitions A and B `[M]`, not signed, and the floor's normal force."""
-    contact = motor_region.branch_torque(params.motors, forces.contact_torque)
-    carried = transmission_load.gear_load(torque, params.robot.armature, forces.acceleration)
-    gear = motor_region.branch_torque(params.motors, carried)
-    return jnp.abs(contact), jnp.abs(gear), jnp.sum(forces.normal_force)
+def loads(
+    motors: Motors, armature: Array, torque: Array, contact_torque: Array, acceleration: Array
+) -> tuple[Array, Array]:
+    """Gear loads by definitions A and B `[M]`, not signed, from what acts on the joints, `[J]` each."""
+    contact = motor_region.branch_torque(motors, contact_torque)
+    gear = motor_region.branch_torque(motors, transmission_load.gear_load(torque, armature, acceleration))
+    return jnp.abs(contact), jnp.abs(gear)
+
+
+def effort(
+    rotation: Array,
+    demand: tuple[Array, Array, Array],
+    load: tuple[Array, Array],
+    floor_force: Array,
+    time_step: float,
+) -> Effort:
+    """A control step's, from what `actuate` and `loads` gave in S substeps, `[S]` and `[S, M]`, and the floor's
+    vertical force `[S]`."""
+    squared, excess, outside = demand
+    contact, gear = load
+    return Effort(
+        rotation=rotation,
+        torque=jnp.mean(squared),
+        excess=jnp.mean(excess),
+        outside=jnp.mean(outside),
+        contact_load=jnp.max(contact, axis=0),
+        gear_load=jnp.max(gear, axis=0),
+        impulse=jnp.sum(transmission_load.impulse(contact, time_step), axis=0),
+        foot_impulse=jnp.sum(floor_force) * time_step,
+    )

@@ -14,16 +14,19 @@ import numpy as np
 from flax import struct
 
 from envs_jax.core import Array, Environment, PyTree, TimeStep, time_step
-from envs_jax.registry import nearest
+from envs_jax.registry import nearest, resolve
 from envs_jax.robotics import transmission_load
-from envs_jax.robotics.hopper_backends import Planar, Pose
+from envs_jax.robotics.hopper_backends import Physics, Pose
 from envs_jax.robotics.hopper_constants import load_constants
 from envs_jax.robotics.hopper_params import Params, make_params, randomise
 from envs_jax.robotics.hopper_rewards import Effort, Snapshot, chosen, load, phases, reward_terms
 from envs_jax.spaces import Box
 from envs_jax.timeline import Played
 
-PHYSICS = {"planar": Planar}
+PHYSICS = {  # imported on first use
+    "planar": "envs_jax.robotics.hopper_backends:Planar",
+    "mjx": "envs_jax.robotics.hopper_mjx:Mjx",
+}
 FLIGHT_HEIGHT = 0.53  # m; of the centre of mass at take-off, for starts in flight
 FLIGHT_KNEE = 1.8  # rad; likewise
 CALM_SPEED, CALM_TIME = 0.5, 0.2  # m/s, s: a flip succeeds that ends with the foot down, slower and for longer
@@ -52,12 +55,13 @@ class HopperFlip(Environment[State, Params]):
     Action: f32 [3] in [-1, 1], joint position targets around the nominal stance for a PD controller: knee, ankle pitch,
         ankle roll.
     Reward: f32, 0.1 times the sum of the terms of `hopper_rewards.reward_terms`, each in `info` as "reward/NAME".
-    Ending: terminated when kneecap or top touches the floor, the state is not finite, or (with probability one half,
-        where a load term is on) a gear's load passes its destructive limit; truncated after 2 s.
+    Ending: terminated when kneecap or top touches the floor, the base turns by more than 1 rad out of the flip's plane
+        in the air, the state is not finite, or (with probability one half, where a load term is on) a gear's load
+        passes its destructive limit; truncated after 2 s.
     Success ("success" in `info`, at the last step): one turn of base and whole, foot down and slow for 0.2 s.
 
     Args:
-        physics: "planar", five degrees of freedom in the sagittal plane.
+        physics: "planar", five degrees of freedom in the sagittal plane, or "mjx", nine in space.
         constants: a TOML file of robot and motors; the one of the package if "".
         variant: of the constants, "" or "light_thigh".
         reward, target, actuator, load, load_definition, start: see `hopper_params.CHOICES`.
@@ -82,8 +86,8 @@ class HopperFlip(Environment[State, Params]):
     ):
         if physics not in PHYSICS:
             raise ValueError(f"physics must be one of {', '.join(PHYSICS)}, got {physics!r}{nearest(physics, PHYSICS)}")
-        self.physics = PHYSICS[physics]()
         self.hopper = load_constants(constants or None).variant(variant)
+        self.physics: Physics = resolve(PHYSICS[physics])(self.hopper)
         self.clock = self.hopper.clock
         self.max_steps = self.clock.num_steps
         self.choices = {
@@ -103,13 +107,14 @@ class HopperFlip(Environment[State, Params]):
         return randomise(key, params, landing)
 
     def reset(self, key: Array, params: Params) -> tuple[State, TimeStep]:
-        key_start, key_joints, key_rates, key_pitch, key_noise = jax.random.split(key, 5)
+        key_start, key_joints, key_rates, key_pitch, key_noise, key_heading = jax.random.split(key, 6)
         pose, step, rotation = self._start(key_start, params)
         pose = dataclasses.replace(
             pose,
             joints=pose.joints + _spread(key_joints, (3,), 0.05),
             joint_rates=pose.joint_rates + _spread(key_rates, (3,), 0.1),
             pitch=pose.pitch + _spread(key_pitch, (), 0.03),
+            heading=_spread(key_heading, (), math.pi),
         )
         swing = chosen(params, "start", "swing")
         still = self.physics.still_rate(params, pose.joints, pose.joint_rates)
@@ -122,7 +127,7 @@ class HopperFlip(Environment[State, Params]):
         effort = Effort(none, none, none, none, zeros, zeros, zeros, none)
         terms = dict.fromkeys(self._reward_names, none)
         nothing = jnp.zeros((), bool)
-        info = self._info(state, snapshot, effort, terms, nothing, nothing, nothing)
+        info = self._info(state, snapshot, effort, terms, nothing, nothing, nothing, nothing)
         return state, self._time_step(key_noise, params, state, snapshot, effort, info)
 
     def step(self, key: Array, state: State, action: Array, params: Params) -> tuple[State, TimeStep]:
@@ -140,7 +145,8 @@ class HopperFlip(Environment[State, Params]):
         snapshot = self.physics.snapshot(params, motion)
         overloaded = transmission_load.overloaded(load(params, effort), params.destructive_load)
         overloaded &= ~chosen(params, "load", "off") & jax.random.bernoulli(key_break)
-        failed = broken | overloaded | snapshot.body_contact
+        astray = self.physics.astray(motion) & ~snapshot.foot_contact
+        failed = broken | overloaded | snapshot.body_contact | astray
 
         slow = jnp.sum(jnp.square(snapshot.velocity)) < CALM_SPEED**2
         after = State(
@@ -158,7 +164,7 @@ class HopperFlip(Environment[State, Params]):
             (action, state.actions[0], state.actions[1]), jnp.asarray(self.joint_ranges),
             params.foot_rating * weight * self.clock.control_step, failed,
         )  # fmt: skip
-        info = self._info(after, snapshot, effort, terms, failed, overloaded, broken)
+        info = self._info(after, snapshot, effort, terms, failed, overloaded, broken, astray)
         shown = self._time_step(key_noise, params, after, snapshot, effort, info)
         total = params.weights.scale * sum(terms.values())
         time_is_up = jnp.asarray(self.time_is_up(after.step))
@@ -240,6 +246,7 @@ class HopperFlip(Environment[State, Params]):
             flying=flying,
             height=FLIGHT_HEIGHT + launch * flown - gravity * flown**2 / 2,
             climb=launch - gravity * flown,
+            heading=jnp.zeros(()),
         )
         return pose, step, turned
 
@@ -264,7 +271,7 @@ class HopperFlip(Environment[State, Params]):
 
     def _info(
         self, state: State, snapshot: Snapshot, effort: Effort, terms: dict[str, Array],
-        failed: Array, overloaded: Array, broken: Array,
+        failed: Array, overloaded: Array, broken: Array, astray: Array,
     ) -> dict[str, Array]:  # fmt: skip
         turn = 2 * math.pi
         right = jnp.abs(snapshot.base_pitch - turn) < PITCH_TOLERANCE
@@ -277,6 +284,7 @@ class HopperFlip(Environment[State, Params]):
             "failure/body": snapshot.body_contact & failed,
             "failure/overload": overloaded,
             "failure/not_finite": broken,
+            "failure/astray": astray,
             "foot_contact": snapshot.foot_contact,
             "outside_region": effort.outside,
         }

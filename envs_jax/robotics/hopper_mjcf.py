@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from envs_jax.robotics.hopper_constants import Hopper
+from envs_jax.robotics.hopper_planar import Robot
+
+Array = jax.Array
 
 
 def mjcf(hopper: Hopper, *, solver_iterations: int = 4, line_search_iterations: int = 8) -> str:
@@ -65,6 +73,61 @@ def mjcf(hopper: Hopper, *, solver_iterations: int = 4, line_search_iterations: 
   <actuator>{motors}</actuator>
 </mujoco>
 """
+
+
+def model_fields(model: Any, hopper: Hopper, robot: Robot) -> dict[str, Array]:
+    """The fields in which `robot`, drawn for an episode, differs from the compiled MJCF of `hopper`.
+
+    What the planar robot does not have goes along with what it has: inertias about x and z with the one about y,
+    armature and damping of the roll joint with those of the ankle's pitch. Nominal stay the inverse inertias by which
+    MuJoCo scales the softness of constraints (`invweight0`), as they do in the plane.
+
+    Args:
+        model: MuJoCo's or MJX's model of `mjcf(hopper)`.
+        hopper: its constants.
+        robot: leaves may be traced.
+
+    Returns:
+        Arrays by the name of the model's field, "opt.gravity" among them.
+    """
+    armature, damping = (
+        jnp.concatenate([drawn, nominal[2:] * drawn[1] / (nominal[1] or 1.0)])
+        for drawn, nominal in ((robot.armature, hopper.armature), (robot.damping, hopper.table("joints", "damping")))
+    )
+    inertia, com = hopper.table("links", "inertia"), hopper.table("links", "com")
+    nothing, free = jnp.zeros((1, 3)), jnp.zeros(6)
+    beyond = jnp.cumsum(robot.mass[::-1])[::-1]
+    return {
+        "body_mass": jnp.concatenate([nothing[0, :1], robot.mass]),
+        "body_subtreemass": jnp.concatenate([beyond[:1], beyond]),
+        "body_inertia": jnp.concatenate([nothing, inertia * (robot.inertia / inertia[:, 1])[:, None]]),
+        "body_ipos": jnp.concatenate([nothing, jnp.stack([robot.com[:, 0], com[:, 1], robot.com[:, 1]], axis=1)]),
+        "dof_armature": jnp.concatenate([free, armature]),
+        "dof_damping": jnp.concatenate([free, damping]),
+        "geom_friction": jnp.asarray(model.geom_friction, jnp.float32).at[:, 0].set(robot.friction),
+        "geom_solref": jnp.asarray(model.geom_solref, jnp.float32).at[:, 0].set(robot.time_constant),
+        "jnt_solref": jnp.asarray(model.jnt_solref, jnp.float32).at[:, 0].set(robot.time_constant),
+        "geom_pos": jnp.asarray(model.geom_pos, jnp.float32).at[0, 2].set(robot.ground),  # the floor comes first
+        "opt.gravity": jnp.stack([jnp.zeros(()), jnp.zeros(()), -robot.gravity]),
+    }
+
+
+def make_model(hopper: Hopper, robot: Robot | None = None, **options: Any) -> Any:
+    """MuJoCo's model of `mjcf(hopper, **options)`, changed to `robot` where one is given.
+
+    Raises:
+        ImportError: MuJoCo is not installed.
+    """
+    try:
+        import mujoco
+    except ImportError as error:
+        raise ImportError("the spatial hopper needs MuJoCo: pip install mujoco") from error
+    model = mujoco.MjModel.from_xml_string(mjcf(hopper, **options))
+    if robot is not None:
+        for name, value in model_fields(model, hopper, robot).items():
+            owner = model.opt if name.startswith("opt.") else model
+            getattr(owner, name.removeprefix("opt."))[:] = np.asarray(value)
+    return model
 
 
 def _text(numbers: Iterable[float]) -> str:
