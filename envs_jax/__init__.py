@@ -30,6 +30,9 @@ _CATALOGUE = (
     ),
     ("cyborg-duel", "envs_jax.security.cyborg:CyborgDuel", {}, "CAGE Challenge 2 with red as the second player"),
     ("hopper-flip", "envs_jax.robotics.hopper_flip:HopperFlip", {}, "Front flip of a one-leg hopper, in its plane"),
+    ("brax-hopper", "envs_jax.adapters.brax:Brax", {"task": "hopper"}, "Brax's hopper: run on one leg"),
+    ("brax-walker2d", "envs_jax.adapters.brax:Brax", {"task": "walker2d"}, "Brax's walker: run on two legs"),
+    ("brax-halfcheetah", "envs_jax.adapters.brax:Brax", {"task": "halfcheetah"}, "Brax's half cheetah: run"),
     ("matrix-game", "envs_jax.games.matrix_game:MatrixGame", {}, "Two roles, one simultaneous choice, known solutions"),
 )
 for _name, _factory, _options, _summary in _CATALOGUE:

@@ -15,7 +15,7 @@ from envs_jax.testing import check_environment
 
 # Variants of an environment whose first one stays in the fast set.
 VARIANTS = ("flipit", "poolflip-r1", "poolflip-r10", "cyborg-cage2-extended", "cyborg-network", "cyborg-duel")
-SLOW = (*VARIANTS, "hopper-flip")  # physics: its own tests check its structure
+SLOW = (*VARIANTS, "hopper-flip", "brax-hopper", "brax-walker2d", "brax-halfcheetah")  # physics: see their own tests
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in envs_jax.names()]
 
 

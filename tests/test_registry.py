@@ -72,7 +72,7 @@ def test_frame_stack_keeps_the_protocol():
     ("name", "options", "message"),
     [
         ("cartpol", {}, "unknown environment 'cartpol'; did you mean 'cartpole'?"),
-        ("zzz", {}, "unknown environment 'zzz'. Known: cartpole"),
+        ("zzz", {}, "unknown environment 'zzz'. Known: brax-halfcheetah"),
         (
             "cartpole",
             {"gravty": 1.0},
