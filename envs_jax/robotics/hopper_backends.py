@@ -108,9 +108,10 @@ class Planar:
             load = loads(motors, armature, torque, forces.contact_torque, forces.acceleration)
             return after, (demand, load, jnp.sum(forces.normal_force))
 
-        after, record = jax.lax.scan(substep, motion, length=substeps)
+        after, (demand, load, floor_force) = jax.lax.scan(substep, motion, length=substeps)
         rates = [hopper_planar.centroidal(params.robot, m).angular_velocity[1] for m in (motion, after)]
-        return after, effort(0.5 * (rates[0] + rates[1]) * substeps * time_step, *record, time_step)
+        rotation = 0.5 * (rates[0] + rates[1]) * substeps * time_step
+        return after, effort(rotation, demand, load, floor_force, time_step)
 
     def snapshot(self, params: Params, motion: Motion) -> Snapshot:
         robot, zero = params.robot, jnp.zeros(())

@@ -122,7 +122,7 @@ def make_model(hopper: Hopper, robot: Robot | None = None, **options: Any) -> An
         import mujoco
     except ImportError as error:
         raise ImportError("the spatial hopper needs MuJoCo: pip install mujoco") from error
-    model = mujoco.MjModel.from_xml_string(mjcf(hopper, **options))
+    model = mujoco.MjModel.from_xml_string(mjcf(hopper, **options))  # pyright: ignore[reportAttributeAccessIssue]
     if robot is not None:
         for name, value in model_fields(model, hopper, robot).items():
             owner = model.opt if name.startswith("opt.") else model

@@ -59,7 +59,7 @@ class Mjx:
     def __init__(self, hopper: Hopper):
         self.hopper = hopper
         compiled = make_model(hopper)
-        self.dofs = joint_addresses(compiled, JOINTS).dofs
+        self.dofs = jnp.asarray(joint_addresses(compiled, JOINTS).dofs)
         self.soles = indices(compiled, "geom", [f"sole_{i}" for i in range(len(hopper.contact.sole))])
         self.guards = indices(compiled, "geom", ["kneecap", "top"])
         self.radii = jnp.asarray(compiled.geom_size[:, 0], jnp.float32)
@@ -114,10 +114,10 @@ class Mjx:
             return (data.qpos, data.qvel, data.qacc_warmstart), (rate, demand, load, force[2])
 
         before = (motion.qpos, motion.qvel, motion.warmstart)
-        (qpos, qvel, warmstart), (rates, *record) = jax.lax.scan(substep, before, length=substeps)
+        (qpos, qvel, warmstart), (rates, demand, load, floor_force) = jax.lax.scan(substep, before, length=substeps)
         pitch = motion.pitch + wrap(base_pitch(qpos[3:7]) - motion.pitch)
         after = Motion(qpos, qvel, warmstart, motion.heading, pitch)
-        return after, effort(jnp.sum(rates) * time_step, *record, time_step)
+        return after, effort(jnp.sum(rates) * time_step, demand, load, floor_force, time_step)
 
     @_with_promotion
     def snapshot(self, params: Params, motion: Motion) -> Snapshot:
@@ -147,7 +147,8 @@ class Mjx:
         return (jnp.abs(yaw) > ASTRAY) | (jnp.abs(roll) > ASTRAY)
 
     def _model(self, params: Params) -> Any:
-        return self.model.tree_replace(model_fields(self.model, self.hopper, params.robot))
+        fields: dict[str, Any] = model_fields(self.model, self.hopper, params.robot)
+        return self.model.tree_replace(fields)
 
     def _motors(self, params: Params) -> Motors:
         """The motors of the parameters as they drive all three joints; those of the plane leave out the roll."""
