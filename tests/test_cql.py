@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import torch_cql
 from envs_jax.core import EnvSpec
 from envs_jax.spaces import Box, Discrete, MultiDiscrete
+from jaxrl.algorithms import cql
 from jaxrl.algorithms.cql import CQLConfig, CQLHParams, discrete_form, make_cql
 from jaxrl.data.dataset import load_dataset
 from jaxrl.data.recording import Episode, Header, from_episodes
 from jaxrl.loop import scan_updates
 from jaxrl.parts.networks import NetworkConfig, QNetwork
+from jaxrl.parts.soft_actor_critic import total_loss
 from jaxrl.types import Data, Transition
 from programs import compiled, evaluation_returns
 from small_worlds import shows
@@ -163,6 +166,88 @@ def test_what_is_refused(config, space, message):
 def test_settings_that_are_refused():
     with pytest.raises(ValueError, match=r"config\.num_sampled_actions must be at least 1, got 0"):
         CQLConfig(num_sampled_actions=0)
+
+
+# --- PyTorch
+
+
+def from_torch(arrays, prefix):
+    """A network that `torch_cql` stored, in the form of `Actor` and `QNetwork`."""
+    leaves = [arrays[f"{prefix}.{i}"] for i in range(6)]
+    layers = [{"kernel": jnp.asarray(leaves[i].T), "bias": jnp.asarray(leaves[i + 1])} for i in (0, 2, 4)]
+    return {"params": {"torso": {"dense_0": layers[0], "dense_1": layers[1]}, "head": layers[2]}}
+
+
+def twins(arrays, prefix):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(from_torch(arrays, f"{prefix}{i}") for i in (0, 1)))
+
+
+@pytest.mark.parametrize("variant", torch_cql.VARIANTS)
+def test_equal_to_pytorch(variant, monkeypatch):
+    """Losses and gradients of one update, with equal weights, rows and sampled actions."""
+    arrays, sizes, numbers = dict(np.load(torch_cql.GOLDEN)), torch_cql.SIZES, torch_cql.NUMBERS
+    importance, lagrange, best_of, entropy = torch_cql.VARIANTS[variant]
+    config = CQLConfig(
+        batch_size=sizes["batch"], num_sampled_actions=sizes["samples"], importance_correction=importance,
+        lagrange=lagrange, max_backup=best_of, entropy_backup=entropy,
+        network=NetworkConfig(hidden_sizes=(sizes["width"],) * 2, activation="relu"),
+    )  # fmt: skip
+    spec = EnvSpec(Box(-np.inf, np.inf, (sizes["observation"],)), Box(-1.0, 1.0, (sizes["action"],)))
+    observation, action, reward, terminated, after = (jnp.asarray(arrays[f"rows.{i}"]) for i in range(5))
+    steps = Transition(observation, action, reward, terminated > 0, jnp.zeros(len(reward), bool), after)
+    noise = {name: jnp.asarray(arrays[f"noise.{name}"]) for name in ("now", "target", "many_targets")}
+    drawn = cql.Noise(
+        now=noise["now"],
+        target=jnp.swapaxes(noise["many_targets"], 0, 1) if best_of else noise["target"],
+        **{name: jnp.swapaxes(arrays[f"noise.{name}"], 0, 1) for name in ("uniform", "here", "there")},
+    )
+    monkeypatch.setattr(cql, "continuous_noise", lambda config, size, key: drawn)
+    _, _, losses = cql.continuous_form(config, spec)
+    params = {"actor": from_torch(arrays, "actor"), "critic": twins(arrays, "critic")}
+    params |= {name: jnp.float32(numbers[name]) for name in ("log_temperature", "log_penalty")}
+    hparams = floats(discount=numbers["discount"], penalty_weight=numbers["alpha"], target_gap=numbers["target_gap"])
+
+    @compiled
+    def update(params, target):
+        def loss(params):
+            metrics = losses(params, target, steps, hparams, jax.random.key(0))
+            return total_loss(metrics), metrics
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradient, metrics = update(params, twins(arrays, "target"))
+    found = [
+        metrics["loss/policy"], metrics["loss/critic"] + metrics["loss/penalty"], metrics["loss/temperature"],
+        metrics.get("loss/lagrange"),
+    ]  # fmt: skip
+    for i, value in enumerate(found if lagrange else found[:3]):
+        assert float(value) == pytest.approx(float(arrays[f"{variant}.losses.{i}"]), abs=1e-4, rel=1e-5)
+    expected = {
+        "actor": from_torch(arrays, f"{variant}.actor"),
+        "critic": twins(arrays, f"{variant}.critic"),
+        "log_temperature": arrays[f"{variant}.log_temperature.0"],
+        "log_penalty": arrays[f"{variant}.log_penalty.0"] * lagrange,
+    }
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, expected)
+    assert all(float(jnp.max(jnp.abs(leaf))) > 1e-3 for leaf in jax.tree.leaves(gradient["critic"]))
+
+
+def test_rates_fall_along_half_a_cosine():
+    """At the start, half-way and at the end of the schedule; without one they stay."""
+    agent, data = (
+        make_cql(CONFIG, EnvSpec(OBSERVATIONS, Discrete(3))),
+        bandit(np.arange(20) % 3, np.ones(20), Discrete(3)),
+    )
+
+    def moved(num_updates, cosine_updates):
+        hparams = floats(cosine_updates=cosine_updates)
+        state = agent.init(jax.random.key(0), hparams, data)
+        after, _ = agent.update(dataclasses.replace(state, num_updates=num_updates), hparams, data)
+        changes = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), state.params, after.params)
+        return jnp.max(jnp.stack(jax.tree.leaves(changes)))
+
+    steps = compiled(jax.vmap(moved))(jnp.array([0, 5, 10, 12, 12]), jnp.array([10.0, 10.0, 10.0, 10.0, 0.0]))
+    np.testing.assert_allclose(steps / steps[0], [1.0, 0.5, 0.0, 0.0, 1.0], atol=1e-3)
 
 
 @pytest.mark.slow
