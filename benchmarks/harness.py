@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 CONTENDERS = Path(__file__).parent / "contenders"
-PACKAGES = ("jax", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")  # whose versions are noted
+PACKAGES = ("jax", "brax", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")  # whose versions are noted
 
 
 @dataclasses.dataclass

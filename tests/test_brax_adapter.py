@@ -68,7 +68,7 @@ def test_an_episode_is_brax_own(hopper):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "sprin"}, "backend must be one of spring, generalized, positional, got 'sprin'; did you mean"),
+        ({"physics": "sprin"}, "physics must be one of spring, generalized, positional, got 'sprin'; did you mean"),
         ({"task": "ant"}, "task must be one of hopper, walker2d, halfcheetah, got 'ant'"),
         ({"max_steps": 0}, "max_steps must be an integer of at least 1"),
     ],
@@ -85,9 +85,9 @@ def test_without_brax(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["spring", "generalized"])
+@pytest.mark.parametrize("physics", ["spring", "generalized"])
 @pytest.mark.parametrize("task", SIZES)
-def test_every_task_and_backend_keeps_the_protocol(task, backend):
-    env, params = envs_jax.make(f"brax-{task}", backend=backend, max_steps=40)
+def test_every_task_and_physics_keeps_the_protocol(task, physics):
+    env, params = envs_jax.make(f"brax-{task}", physics=physics, max_steps=40)
     assert (env.observation_space(params).shape[0], env.action_space(params).shape[0]) == SIZES[task]
     check_environment(env, params, num_steps=50)

@@ -18,7 +18,7 @@ from envs_jax.registry import nearest
 from envs_jax.spaces import Box
 
 TASKS = ("hopper", "walker2d", "halfcheetah")
-BACKENDS = ("spring", "generalized", "positional")
+PHYSICS = ("spring", "generalized", "positional")
 
 
 @struct.dataclass
@@ -42,26 +42,26 @@ class Brax(Environment[State, EnvParams]):
 
     Args:
         task: "hopper", "walker2d" or "halfcheetah".
-        backend: the physics: "spring" (fast), "generalized" (closest to MuJoCo) or "positional".
+        physics: brax calls it the backend: "spring" (fast), "generalized" (closest to MuJoCo) or "positional".
         max_steps: the time limit.
 
     Raises:
         ImportError: brax is not installed.
-        ValueError: an unknown task or backend.
+        ValueError: an unknown task or physics.
 
     Example:
-        >>> env, params = envs_jax.make("brax-hopper", backend="spring")
+        >>> env, params = envs_jax.make("brax-hopper", physics="spring")
     """
 
-    def __init__(self, task: str = "hopper", backend: str = "spring", max_steps: int = 1000):
-        for name, value, allowed in (("task", task, TASKS), ("backend", backend, BACKENDS)):
+    def __init__(self, task: str = "hopper", physics: str = "spring", max_steps: int = 1000):
+        for name, value, allowed in (("task", task, TASKS), ("physics", physics, PHYSICS)):
             if value not in allowed:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, got {value!r}{nearest(str(value), allowed)}"
                 )
         self.max_steps = positive_integer("max_steps", max_steps)
         with _calling_brax():
-            self._task = _make_task(task, backend)
+            self._task = _make_task(task, physics)
         self.frames_per_second = 1.0 / float(self._task.dt)
         self._size = jax.eval_shape(self._begin, jax.random.key(0)).obs.shape[0]
 
@@ -112,10 +112,10 @@ def _calling_brax() -> Iterator[None]:
         yield
 
 
-def _make_task(task: str, backend: str) -> Any:
+def _make_task(task: str, physics: str) -> Any:
     """Brax's environment without wrappers."""
     try:
         from brax import envs
     except ImportError as error:
         raise ImportError("brax-* environments need brax: pip install 'brax>=0.14.2'") from error
-    return envs.get_environment(task, backend=backend)
+    return envs.get_environment(task, backend=physics)
