@@ -121,10 +121,12 @@ def render(
 ) -> None:
     """Show one evaluation episode as a moving picture, a timeline or a table."""
     with _errors(), _compilation_cache():
-        from jaxrl.run.replay import render_episode
+        from jaxrl.run.replay import film_path, render_episode
 
-        returns = render_episode(run_dir, out, episode, fps)
-        print(f"{out}: return {', '.join(f'{value:.4g}' for value in returns.reshape(-1))}")
+        if (path := film_path(out)) != out:
+            print("MP4 needs the package imageio-ffmpeg (pip install 'jaxrl[video]'): this is a GIF", file=sys.stderr)
+        returns = render_episode(run_dir, path, episode, fps)
+        print(f"{path}: return {', '.join(f'{value:.4g}' for value in returns.reshape(-1))}")
 
 
 @app.command()

@@ -48,10 +48,10 @@ def shown_states(episode: Trace, stride: float) -> list[int]:
     """Which states a film shows: every `stride`-th, in flight more by `SLOW`, and the last."""
     shown, due = [], 0.0
     for index, phase in enumerate(episode.phase):
-        due -= SLOW if PHASES[phase] == "flight" else 1
         if due < 1e-6:
             shown.append(index)
             due += stride
+        due -= SLOW if PHASES[phase] == "flight" else 1
     last = len(episode.phase) - 1
     return shown if shown[-1] == last else [*shown, last]
 

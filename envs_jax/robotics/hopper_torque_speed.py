@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,7 +50,8 @@ def region_edges(motors: motor_region.Motors, reach: float = 1.25, num_points: i
     """
     ratio, no_load = np.asarray(motors.gear_ratio), np.asarray(motors.voltage / motors.torque_constant)
     speeds = np.linspace(-reach, reach, num_points, dtype=np.float32)[:, None] * no_load
-    low, high = (np.asarray(edge) for edge in motor_region.torque_limits(motors, jnp.asarray(speeds)))
+    limits = jax.vmap(motor_region.torque_limits, (None, 0))(motors, jnp.asarray(speeds))
+    low, high = (np.asarray(edge) for edge in limits)
     around = np.stack([np.concatenate([speeds, speeds[::-1]]) / ratio, np.concatenate([high, low[::-1]]) * ratio], -1)
     return np.swapaxes(around, 0, 1)
 

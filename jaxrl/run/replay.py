@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -85,6 +86,13 @@ def play_episode(run: RunConfig, state: PyTree, episode: int = 0) -> Played:
     )
 
 
+def film_path(out: str | Path) -> Path:
+    """Where a film asked for at `out` is written: a GIF beside it where MP4 lacks its encoder."""
+    out = Path(out)
+    missing = out.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None
+    return out.with_suffix(".gif") if missing else out
+
+
 def render_episode(run_dir: str | Path, out: str | Path, episode: int = 0, fps: float | None = None) -> np.ndarray:
     """Writes an episode of a run's evaluation: as a moving picture, a timeline, or a table.
 
@@ -113,6 +121,12 @@ def render_episode(run_dir: str | Path, out: str | Path, episode: int = 0, fps: 
         what = "renderer" if suffix in FILMS else f"timeline, which {suffix} needs"
         raise ConfigError(f"environment {run.env.name!r} has no {what}")
     played = play_episode(run, state, episode)
+    if suffix == ".html":
+        page = env.page(played, f"{run.env.name}, episode {episode}")
+        if page is not None:
+            with render.replacing(out) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            return played.episode_return
     if not films:
         timeline.save(env.timeline(played), out)
         return played.episode_return
