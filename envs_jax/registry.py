@@ -87,6 +87,15 @@ def make(name: str, **options: Any) -> tuple[Environment, Any]:
     return env, params
 
 
+def static_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `make`'s options that shape the program; the others only change the environment's parameters."""
+    entry = _entry(name)
+    factory = resolve(entry.factory) if isinstance(entry.factory, str) else entry.factory
+    shaping = {*inspect.signature(factory).parameters, "role", "opponents", "frame_stack"}
+    shaping -= set(getattr(factory, "traced_options", ()))
+    return {key: value for key, value in options.items() if key in shaping}
+
+
 def resolve(path: str) -> Any:
     """The object that `"package.module:name"` names."""
     module_name, _, attribute = path.partition(":")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import jaxrl
+from envs_jax import registry
 from jaxrl.run import checkpoint
 from jaxrl.run.checkpoint import CheckpointError, list_checkpoints, named_leaves
 from jaxrl.run.config import ConfigError, make_config
@@ -230,6 +231,25 @@ def test_a_sweep_member_equals_its_single_run(tmp_path):
         jaxrl.sweep(run, grid, seeds=2, sweep_dir=tmp_path / "s", progress=False)
     resumed = jaxrl.sweep(run, grid, seeds=2, sweep_dir=tmp_path / "s", resume=True, progress=False)
     assert resumed.table() == table
+
+
+def test_parameters_of_the_environment_share_a_program(tmp_path):
+    run = make_config(VALUES, ["num_updates=2", "evaluation.every=0", "checkpoint.every=0", "log.chunk=2"])
+    points = [{"env.gravity": 9.8}, {"env.gravity": 30.0}]
+    result = jaxrl.sweep(run, points, seeds=1, sweep_dir=tmp_path / "s", progress=False)
+    assert [member.group for member in result.members] == [0, 0]
+    for member in result.members:
+        single, log = jaxrl.fit(member.run, progress=False)
+        for one, other in zip(jax.tree.leaves(single.params), jax.tree.leaves(member.state.params)):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-5)
+        assert log[-1]["evaluation/return"] == pytest.approx(member.rows[-1]["evaluation/return"], abs=1.0)
+    one, other = (jax.tree.leaves(member.state.params)[0] for member in result.members)
+    assert np.max(np.abs(one - other)) > 1e-4
+    # What shapes the program makes groups: options of the constructor, unless it says that it only sets parameters.
+    options = {"physics": "planar", "reward": "base", "noise": 0.0, "frame_stack": 3}
+    assert registry.static_options("hopper-flip", options) == {"physics": "planar", "frame_stack": 3}
+    with pytest.raises(ConfigError, match="at least one seed and one value"):
+        jaxrl.sweep(run, [], seeds=1)
 
 
 def test_four_devices_equal_one(finished):

@@ -22,6 +22,7 @@ from jaxrl.data.dataset import sample_rows, take_rows
 from jaxrl.parts.distributions import action_head, scale_from_bounds
 from jaxrl.parts.networks import Actor, NetworkConfig
 from jaxrl.parts.normalize import RunningStatistics, normalize
+from jaxrl.parts.schedules import linear_decay
 from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec, without_memory
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState, hparam, no_carry
 
@@ -83,8 +84,7 @@ def make_bc(config: BCConfig, env: Any) -> Algorithm:
     forward: Callable[..., Any] = network.apply
 
     def optimizer(hparams: BCHParams, num_updates: Array) -> optax.GradientTransformation:
-        left = jnp.maximum(1.0 - num_updates / jnp.maximum(hparams.anneal_updates, 1.0), 0.0)
-        factor = jnp.where(hparams.anneal_updates > 0, left, 1.0)
+        factor = linear_decay(num_updates, hparams.anneal_updates)
         return optax.chain(
             optax.scale_by_adam(),
             optax.add_decayed_weights(hparams.weight_decay),

@@ -23,6 +23,7 @@ from envs_jax.spaces import Discrete
 from jaxrl.data.dataset import sample_rows, take_rows
 from jaxrl.parts.networks import NetworkConfig, QNetwork
 from jaxrl.parts.normalize import RunningStatistics, normalized
+from jaxrl.parts.schedules import cosine_decay
 from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec, without_memory
 from jaxrl.parts.soft_actor_critic import descend, make_soft_actor_critic, total_loss
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, Recipe, TrainState, Transition, hparam, no_carry
@@ -132,8 +133,7 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
             return total_loss(metrics), metrics
 
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params)
-        over = jnp.minimum(state.num_updates / jnp.maximum(hparams.cosine_updates, 1.0), 1.0)
-        factor = jnp.where(hparams.cosine_updates > 0, 0.5 * (1.0 + jnp.cos(jnp.pi * over)), 1.0)
+        factor = cosine_decay(state.num_updates, hparams.cosine_updates)
         rates = dict.fromkeys(state.params, factor * hparams.learning_rate)
         rates |= dict.fromkeys(("actor", "log_temperature"), factor * hparams.policy_learning_rate)
         params, opt_state = descend(state.params, gradient, state.opt_state, rates)

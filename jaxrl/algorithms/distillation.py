@@ -24,6 +24,7 @@ from jaxrl.algorithms.population import Population
 from jaxrl.parts.distributions import action_head
 from jaxrl.parts.networks import ActorCritic
 from jaxrl.parts.roles import systematic_draw, take
+from jaxrl.parts.schedules import linear_decay
 from jaxrl.parts.shuffle import random_order
 from jaxrl.rollout import episodes
 from jaxrl.types import Algorithm, Array, Data, Metrics, PyTree, TrainState, hparam
@@ -92,11 +93,10 @@ def make_distillation(config: DistillationConfig, population: Population) -> Alg
     unseen = jnp.zeros(critic_space.shape)
 
     def optimizer(hparams: DistillationHParams, num_updates: Array) -> optax.GradientTransformation:
-        left = jnp.maximum(1.0 - num_updates / jnp.maximum(hparams.anneal_updates, 1.0), 0.0)
         return optax.chain(
             optax.clip_by_global_norm(hparams.max_grad_norm),
             optax.scale_by_adam(eps=1e-5),
-            optax.scale(-hparams.learning_rate * jnp.where(hparams.anneal_updates > 0, left, 1.0)),
+            optax.scale(-hparams.learning_rate * linear_decay(num_updates, hparams.anneal_updates)),
         )
 
     def init(key: Array, hparams: DistillationHParams, data: Data) -> TrainState:

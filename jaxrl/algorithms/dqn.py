@@ -22,6 +22,7 @@ from envs_jax.spaces import Discrete
 from jaxrl.parts import losses
 from jaxrl.parts.buffers import NStep, ReplayConfig, ReplayState, Sample, make_replay
 from jaxrl.parts.networks import NetworkConfig, QNetwork, describe_layers
+from jaxrl.parts.schedules import linear_decay, progress
 from jaxrl.parts.setup import at_least_one, single_agent_spec, without_memory
 from jaxrl.rollout import start_rollout, unroll
 from jaxrl.types import (
@@ -126,7 +127,7 @@ def make_dqn(config: DQNConfig, env: Any) -> Algorithm:
         return optax.chain(
             optax.clip_by_global_norm(hparams.max_grad_norm),
             optax.scale_by_adam(),
-            optax.scale(-hparams.learning_rate * (1.0 - progress(num_updates, hparams.anneal_updates))),
+            optax.scale(-hparams.learning_rate * linear_decay(num_updates, hparams.anneal_updates)),
         )
 
     def init(key: Array, hparams: DQNHParams, data: Data) -> DQNState:
@@ -291,12 +292,6 @@ def make_dqn(config: DQNConfig, env: Any) -> Algorithm:
         steps_per_update=config.num_envs * config.unroll_length,
         export=export,
     )
-
-
-def progress(num_updates: Array, duration: Array | float) -> Array:
-    """How much of a schedule of `duration` updates is over, f32 in [0, 1]; 0 for ever where the duration is 0."""
-    share = num_updates.astype(jnp.float32) / jnp.maximum(duration, 1.0)
-    return jnp.where(duration > 0, jnp.minimum(share, 1.0), 0.0)
 
 
 def exploration_rate(hparams: DQNHParams, num_updates: Array) -> Array:

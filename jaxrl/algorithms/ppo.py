@@ -23,11 +23,12 @@ from jaxrl.parts.networks import ActorCritic, NetworkConfig, describe_layers
 from jaxrl.parts.normalize import (
     RunningStatistics,
     init_statistics,
-    normalize,
+    normalized,
     standard_deviation,
     update_statistics,
 )
 from jaxrl.parts.returns import discounted_returns, generalized_advantages
+from jaxrl.parts.schedules import adapt_rate, linear_decay
 from jaxrl.parts.shuffle import random_order
 from jaxrl.rollout import any_of_all, start_rollout, unroll
 from jaxrl.types import (
@@ -82,6 +83,7 @@ class PPOHParams:
     entropy_cost: Any = hparam(0.01, low=0.0)
     value_cost: Any = hparam(0.5, low=0.0)
     max_grad_norm: Any = hparam(0.5, low=0.0)
+    target_kl: Any = hparam(0.0, low=0.0)  # the learning rate follows this divergence of a minibatch; 0: it does not
 
 
 @struct.dataclass
@@ -100,6 +102,7 @@ class PPOState(TrainState):
     statistics: Any = None
     critic_statistics: Any = None
     return_statistics: Any = None
+    rate_factor: Any = None  # f32 []; of the learning rate, moved by `target_kl`
 
 
 @struct.dataclass
@@ -149,13 +152,11 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
     num_samples = config.num_envs * config.unroll_length
 
     # The optimiser sees one vector: a dozen small arrays cost more in calls than in arithmetic.
-    def optimizer(hparams: PPOHParams, num_updates: Array) -> optax.GradientTransformation:
-        progress = num_updates / jnp.maximum(hparams.anneal_updates, 1.0)
-        factor = jnp.where(hparams.anneal_updates > 0, jnp.maximum(1.0 - progress, 0.0), 1.0)
+    def optimizer(hparams: PPOHParams, learning_rate: Array) -> optax.GradientTransformation:
         return optax.chain(
             optax.clip_by_global_norm(hparams.max_grad_norm),
             optax.scale_by_adam(eps=1e-5),
-            optax.scale(-hparams.learning_rate * factor),
+            optax.scale(-learning_rate),
         )
 
     def init(key: Array, hparams: PPOHParams, data: Data) -> PPOState:
@@ -164,13 +165,14 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
         statistics = init_statistics(observation_shape) if config.normalize_observations else None
         state = PPOState(
             params=params,
-            opt_state=optimizer(hparams, jnp.zeros((), jnp.int32)).init(ravel_pytree(params)[0]),
+            opt_state=optimizer(hparams, hparams.learning_rate).init(ravel_pytree(params)[0]),
             key=key_state,
             num_updates=jnp.zeros((), jnp.int32),
             rollout=None,
             statistics=statistics,
             critic_statistics=init_statistics(critic_shape) if config.normalize_observations and asymmetric else None,
             return_statistics=init_statistics(()) if config.normalize_rewards else None,
+            rate_factor=jnp.ones(()),
         )
         if isinstance(env, EnvSpec):
             return state
@@ -214,32 +216,35 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
         del data
         key, key_epochs = jax.random.split(state.key)
         samples, statistics = prepare(state, hparams, batch)
-        update = optimizer(hparams, state.num_updates).update
+        annealed = hparams.learning_rate * linear_decay(state.num_updates, hparams.anneal_updates)
         if recurrent:
             rows, items = config.num_envs, (batch.carry, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), samples))
         else:
             rows, items = num_samples, (None, jax.tree.map(lambda x: x.reshape(num_samples, *x.shape[2:]), samples))
 
         def minibatch_step(loop: tuple, rows: Array) -> tuple[tuple, Metrics]:
-            params, opt_state = loop
+            params, opt_state, rate_factor = loop
             minibatch = jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds", unique_indices=True), items)
             gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, hparams)
             vector, unravel = ravel_pytree(gradient)
             change: Any
             metrics["grad_norm"] = jnp.sqrt(jnp.sum(jnp.square(vector)))
-            change, opt_state = update(vector, opt_state)
-            return (optax.apply_updates(params, unravel(change)), opt_state), metrics
+            rate_factor = adapt_rate(rate_factor, metrics["approx_kl"], hparams.target_kl)
+            learning_rate = metrics["learning_rate"] = annealed * rate_factor
+            change, opt_state = optimizer(hparams, learning_rate).update(vector, opt_state)
+            return (optax.apply_updates(params, unravel(change)), opt_state, rate_factor), metrics
 
         def epoch(loop: tuple, key: Array) -> tuple[tuple, Metrics]:
             order = random_order(key, rows).reshape(config.num_minibatches, -1)
             return jax.lax.scan(minibatch_step, loop, order)
 
-        (params, opt_state), metrics = jax.lax.scan(
-            epoch, (state.params, state.opt_state), jax.random.split(key_epochs, config.num_epochs)
+        (params, opt_state, rate_factor), metrics = jax.lax.scan(
+            epoch, (state.params, state.opt_state, state.rate_factor), jax.random.split(key_epochs, config.num_epochs)
         )
         state = dataclasses.replace(
-            state, params=params, opt_state=opt_state, key=key, num_updates=state.num_updates + 1, **statistics
-        )
+            state, params=params, opt_state=opt_state, rate_factor=rate_factor, key=key,
+            num_updates=state.num_updates + 1, **statistics,
+        )  # fmt: skip
         return state, jax.tree.map(jnp.mean, metrics) | episode_metrics(batch.stats)
 
     def update(state: PPOState, hparams: PPOHParams, data: Data) -> tuple[PPOState, Metrics]:
@@ -387,12 +392,6 @@ def make_ppo(config: PPOConfig, env: Any) -> Algorithm:
         steps_per_update=num_samples,
         export=export,
     )
-
-
-def normalized(statistics: RunningStatistics | None, observation: Any) -> Array:
-    """The observation as f32, normalised where statistics are kept."""
-    observation = jnp.asarray(observation, jnp.float32)
-    return observation if statistics is None else normalize(statistics, observation)
 
 
 PPO = Recipe(make_ppo, PPOConfig, PPOHParams)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import envs_jax
+from envs_jax import registry
 from envs_jax.core import Environment
 from jaxrl import algorithms
 from jaxrl.loop import scan_updates
@@ -123,7 +124,7 @@ class Program:
     """Compiled once per static configuration; with several runs, one program trains them all side by side.
 
     Args:
-        runs: one run, or the members of a sweep group: they differ in seed and hyper-parameters only.
+        runs: one run, or the members of a sweep group, see `same_program`.
         batched: whether the state leads with a member axis.
     """
 
@@ -132,7 +133,12 @@ class Program:
         self.run, self.runs, self.batched = run, list(runs), batched
         env, env_params = make_env(run)
         self.agent = make_algorithm(run, env)
-        self.data = Data(env_params=env_params, dataset=load_run_dataset(run, env, env_params))
+        dataset = load_run_dataset(run, env, env_params)
+        data_axes = None
+        if any(member.env != run.env for member in runs):
+            env_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_env(member)[1] for member in runs])
+            data_axes = Data(env_params=0, dataset=None, frozen=None)
+        self.data = Data(env_params=env_params, dataset=dataset)
         self.evaluates = self.agent.act is not None
         if self.evaluates:
             max_episode_steps(run, env)
@@ -158,7 +164,7 @@ class Program:
             function = jax.vmap(function, axes)
             return function if mesh is None else sharding.split_members(function, mesh, axes)
 
-        init = over(self.agent.init, (0, 0, None))
+        init = over(self.agent.init, (0, 0, data_axes))
         self.state_shape = jax.eval_shape(init, self.keys, self.hparams, self.data)
         states, whole = None, None
         if mesh is not None:
@@ -176,10 +182,10 @@ class Program:
         precision = jax.default_matmul_precision(run.matmul_precision)
         with precision:
             self._init = self._compile("init", jax.jit(init, **one), self.keys, self.hparams, self.data)
-            jitted = jax.jit(over(chunk, (0, 0, None)), donate_argnums=0, **place, **out)
+            jitted = jax.jit(over(chunk, (0, 0, data_axes)), donate_argnums=0, **place, **out)
             self._chunk = self._compile("update", jitted, self.state_shape, self.hparams, self.data)
         # Compiled when first wanted: the first update does not wait for it.
-        self._evaluation = jax.jit(over(evaluation, (0, None)))
+        self._evaluation = jax.jit(over(evaluation, (0, data_axes)))
         self._evaluate: Future | None = None
 
     def init(self) -> PyTree:
@@ -227,9 +233,15 @@ _COMPILERS = ThreadPoolExecutor(max_workers=3, thread_name_prefix="compile")
 
 
 def same_program(runs: Sequence[RunConfig]) -> bool:
-    """Whether runs differ in seed and hyper-parameters only, so that one program can train them all."""
+    """Whether one program can train them all: they differ in seed, hyper-parameters and parameters of the environment.
+
+    See `envs_jax.core.Environment.traced_options`.
+    """
 
     def static(run: RunConfig) -> RunConfig:
-        return dataclasses.replace(run, seed=0, name="", hparams=None, source={})
+        env = run.env
+        if env.backend == "jax":
+            env = dataclasses.replace(env, options=registry.static_options(env.name, env.options))
+        return dataclasses.replace(run, seed=0, name="", hparams=None, source={}, env=env)
 
     return all(static(run) == static(runs[0]) for run in runs)

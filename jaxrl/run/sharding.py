@@ -49,16 +49,18 @@ def state_sharding(state: PyTree, mesh: Mesh, *, members: bool = False) -> PyTre
     return dataclasses.replace(shardings, rollout=jax.tree.map(lambda _: split, rollout))
 
 
-def split_members(function: Callable[..., PyTree], mesh: Mesh, axes: Sequence[int | None]) -> Callable[..., PyTree]:
+def split_members(function: Callable[..., PyTree], mesh: Mesh, axes: Sequence[PyTree]) -> Callable[..., PyTree]:
     """`function` on each device's share of the members, without communication.
 
     Args:
         function: its results lead with the member axis.
         mesh: from `make_mesh`.
-        axes: for each argument 0, if it leads with the member axis too, or None.
+        axes: for each argument, as in `jax.vmap`: 0 where it leads with the member axis too, or None.
     """
     members, whole = PartitionSpec("batch"), PartitionSpec()
-    specs = tuple(whole if axis is None else members for axis in axes)
+    specs = jax.tree.map(
+        lambda axis: whole if axis is None else members, tuple(axes), is_leaf=lambda axis: axis is None
+    )
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=members, check_vma=False)
 
 

@@ -51,23 +51,30 @@ class SweepResult:
         return sorted(rows, key=lambda row: -np.nan_to_num(row["mean"], nan=-np.inf))
 
 
-def plan(run: RunConfig, grid: Mapping[str, Sequence[Any]], seeds: int | Sequence[int]) -> list[Member]:
+Grid = Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
+
+
+def plan(run: RunConfig, grid: Grid, seeds: int | Sequence[int]) -> list[Member]:
     """The members of a sweep and the groups that share a program.
 
     Args:
         run: the common configuration.
-        grid: values by setting, such as `{"hparams.learning_rate": [1e-4, 3e-4]}`.
+        grid: values by setting, such as `{"hparams.learning_rate": [1e-4, 3e-4]}`, every combination of which is
+            trained; or the combinations themselves, such as `[{"env.reward": "base"}, {"env.load": "off"}]`.
         seeds: the seeds, or how many from `run.seed` on.
 
     Raises:
         ConfigError: a setting or value is refused, or there is nothing to run.
     """
     seeds = list(range(run.seed, run.seed + seeds)) if isinstance(seeds, int) else list(seeds)
-    if not seeds or any(not values for values in grid.values()):
+    if isinstance(grid, Mapping):
+        points = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    else:
+        points = [dict(point) for point in grid]
+    if not seeds or not points:
         raise ConfigError("a sweep needs at least one seed and one value of every setting in its grid")
     members: list[Member] = []
-    for values in itertools.product(*grid.values()):
-        settings = dict(zip(grid, values))
+    for settings in points:
         for seed in seeds:
             overrides = [f"{key}={_toml(value)}" for key, value in settings.items()] + [f"seed={seed}"]
             member_run = make_config(run.source, overrides)
@@ -86,18 +93,19 @@ def plan(run: RunConfig, grid: Mapping[str, Sequence[Any]], seeds: int | Sequenc
 
 def sweep(
     run: RunConfig,
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Grid | None = None,
     seeds: int | Sequence[int] = 1,
     sweep_dir: str | Path | None = None,
     *,
     resume: bool = False,
     progress: bool = True,
 ) -> SweepResult:
-    """Trains every point of a grid with every seed; members that differ in floats only share one vmapped program.
+    """Trains every point of a grid with every seed; members that differ in traced values share a program.
 
     Args:
         run: the common configuration.
-        grid: values by setting; floats of `hparams` are vmapped, each value of a static setting makes a group.
+        grid: as in `plan`; `hparams` and the environment's parameters are vmapped, each value of a static setting makes
+            a group.
         seeds: the seeds, or how many.
         sweep_dir: every member gets a run folder there, named `000`, `001`, ...; None writes nothing.
         resume: continue the sweep in `sweep_dir`.
@@ -107,7 +115,7 @@ def sweep(
         >>> result = sweep(run, {"hparams.learning_rate": [1e-4, 3e-4]}, seeds=8)
         >>> result.table()[0]
     """
-    members = plan(run, grid or {}, seeds)
+    members = plan(run, {} if grid is None else grid, seeds)
     root = None if sweep_dir is None else Path(sweep_dir)
     if root is not None:
         _prepare(root, members, resume)
