@@ -77,5 +77,27 @@ def record(
         print(f"{write(recording, out)}: mean return {recording.header.facts['mean_return']:.4g}")
 
 
+@app.command()
+def produce(
+    run: Annotated[Path, typer.Argument(help="A run folder of sac or another algorithm with a replay buffer.")],
+    out: Annotated[Path, typer.Option(help="A folder for expert, medium, medium-replay and random.")],
+    steps: Annotated[int, typer.Option(help="Of medium and of random, at least.")] = 200_000,
+    expert_episodes: Annotated[int, typer.Option(help="Of expert.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the episodes; none is one of an evaluation.")] = 0,
+) -> None:
+    """Make the four usual data sets of one training run, each in both formats."""
+    from jaxrl import cli
+
+    with cli._errors(), cli._compilation_cache():
+        from jaxrl.data.files import open_recording
+        from jaxrl.run.production import produce
+
+        written = produce(run, out, num_steps=steps, expert_episodes=expert_episodes, seed=seed)
+        for path in written.values():
+            recording = open_recording(path)
+            mean = recording.header.facts["mean_return"]
+            print(f"{path}: {recording.lengths.sum()} steps, mean return {mean:.4g}")
+
+
 def _format(out: Path) -> str:
     return "d4rl" if out.suffix in (".hdf5", ".h5") else "minari"

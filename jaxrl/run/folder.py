@@ -81,7 +81,7 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
-    names = ("jaxrl", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+    names = ("jaxrl", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "brax", "mujoco")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 

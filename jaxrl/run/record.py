@@ -103,6 +103,7 @@ def record(
     player: Player,
     num_episodes: int,
     *,
+    num_steps: int = 0,
     seed: int = 0,
     deterministic: bool = False,
     max_steps: int = 0,
@@ -115,11 +116,11 @@ def record(
     Args:
         player: who plays.
         num_episodes: how many.
+        num_steps: go on until there are so many steps too; the last episode is whole.
         seed: of resets, noise and actions.
         deterministic: the most probable action, or a sampled one.
         max_steps: a longer episode is cut and counts as truncated; 0: the environment's own bound.
-        expert: adds the local reference scores: the mean returns of 1,000 episodes of uniform actions and of 100
-            deterministic ones of this player.
+        expert: adds its local `reference_scores`.
 
     Raises:
         ConfigError: several agents play, nothing bounds the episodes, or `num_episodes` is not positive.
@@ -131,22 +132,27 @@ def record(
         raise ConfigError("max_steps must be given: the environment does not bound its episodes")
     if num_episodes < 1:
         raise ConfigError(f"the number of episodes must be at least 1, got {num_episodes}")
-    key_reset, key_noise, key_reference = jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x0FF1), 3)
+    key_reset, key_noise, _ = recording_keys(seed)
 
     def keep(state: PyTree, before: TimeStep, action: Array, after: TimeStep, extras: PyTree) -> PyTree:
         del state, extras
         return before.observation, action, after.reward, after.terminated, after.truncated, after.observation
 
+    batch = BATCH if num_steps else min(num_episodes, BATCH)
+
     @jax.jit
     def play(first: Array) -> Any:
-        reset_keys = jax.vmap(jax.random.fold_in, (None, 0))(key_reset, first + jnp.arange(min(num_episodes, BATCH)))
+        reset_keys = jax.vmap(jax.random.fold_in, (None, 0))(key_reset, first + jnp.arange(batch))
         return player.play(reset_keys, jax.random.fold_in(key_noise, first), bound, deterministic, keep)
 
     kept: list[Episode] = []
-    for first in range(0, num_episodes, BATCH):
-        played = jax.device_get(play(jnp.int32(first)))
-        lengths = played.episode_length[: num_episodes - first]
-        kept += [cut_out(played.record, i, int(length)) for i, length in enumerate(lengths)]
+    steps = 0
+    while len(kept) < num_episodes or steps < num_steps:
+        played = jax.device_get(play(jnp.int32(len(kept))))
+        for i, length in enumerate(played.episode_length):
+            if len(kept) < num_episodes or steps < num_steps:
+                kept.append(cut_out(played.record, i, int(length)))
+                steps += int(length)
     returns = [episode.episode_return for episode in kept]
     facts = dict(player.facts) | {
         "environment_version": env.version,
@@ -157,13 +163,31 @@ def record(
         "versions": versions(),
     }
     if expert is not None:
-        random = dataclasses.replace(expert, policy_params=())
-        start, act, _ = random_policy(expert.env, expert.env_params)
-        random = dataclasses.replace(random, policy=(start, act))
-        facts["ref_min_score"] = mean_return(random, RANDOM_EPISODES, key_reference, bound)
-        facts["ref_max_score"] = mean_return(expert, EXPERT_EPISODES, key_reference, bound)
+        facts |= reference_scores(expert, seed, max_steps)
     spec = env.spec(player.env_params)
     return from_episodes(kept, Header(spec.observation_space, spec.action_space, facts))
+
+
+def reference_scores(expert: Player, seed: int, max_steps: int) -> dict[str, float]:
+    """The local scores 0 and 100: mean returns of 1,000 episodes of uniform actions and of 100 of the expert's best.
+
+    Args:
+        expert: whose deterministic episodes count.
+        seed: of the episodes.
+        max_steps: a longer episode is cut; 0: the environment's own bound.
+    """
+    key, bound = recording_keys(seed)[2], max_steps or expert.env.max_steps or 0
+    start, act, params = random_policy(expert.env, expert.env_params)
+    random = dataclasses.replace(expert, policy=(start, act), policy_params=params)
+    return {
+        "ref_min_score": mean_return(random, RANDOM_EPISODES, key, bound),
+        "ref_max_score": mean_return(expert, EXPERT_EPISODES, key, bound),
+    }
+
+
+def recording_keys(seed: int) -> Array:
+    """Of resets, of noise and of the reference scores, `[3]`: none of them an evaluation's."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), 0x0FF1), 3)
 
 
 def cut_out(steps: tuple, i: int, length: int) -> Episode:
