@@ -86,7 +86,8 @@ def test_a_replay_is_the_planar_episode(mujoco, swaying):
     for index, name in enumerate(ENV.hopper.motors):
         for kind, loads in (("contact", found.contact_load), ("gear", found.gear_load)):
             its = np.array([item.info[f"load_{kind}/{name}"] for item in shown[1:]])
-            np.testing.assert_allclose(loads[20:120, index], its[20:], rtol=0.05, atol=0.1)
+            # From when it has settled until the heel lifts.
+            np.testing.assert_allclose(loads[20:110, index], its[20:110], rtol=0.05, atol=0.1)
     assert found.turns[120, 1] == pytest.approx(float(shown[-1].info["turns/centroidal"]), abs=2e-3)
     assert found.turns[120, 0] == pytest.approx(float(shown[-1].info["turns/base"]), abs=2e-3)
     assert not found.success
