@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CONTENDERS = Path(__file__).parent / "contenders"
-PACKAGES = ("jax", "brax", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")  # whose versions are noted
+# Whose versions are noted.
+PACKAGES = ("jax", "brax", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")
 
 
 @dataclasses.dataclass

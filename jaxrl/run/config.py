@@ -190,8 +190,6 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run
     run = dataclasses.replace(structure(settings, RunConfig, ""), source=source)
     if recipe.offline and not run.data.name:
         raise ConfigError(f"{run.algorithm!r} learns from a data set: name one as data.name")
-    if recipe.offline and run.env.backend != "jax":
-        raise ConfigError(f"{run.algorithm!r} is evaluated in a JAX environment, got env.backend={run.env.backend!r}")
     if run.data.name and not recipe.offline:
         raise ConfigError(f"data.name must be empty: {run.algorithm!r} learns from what it plays")
     return run

@@ -1,6 +1,7 @@
 """Environments that are not JAX: Gymnasium steps them on the host, the algorithm's `act` and `learn` stay compiled.
 
-`learn` gets the batch that `collect` would have made and cannot tell the difference.
+`learn` gets the batch that `collect` would have made and cannot tell the difference. What learns from a data set is
+only evaluated there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.core import EnvSpec, TimeStep
-from jaxrl.loop import reduce_metrics
+from jaxrl.loop import reduce_metrics, scan_updates
 from jaxrl.rollout import Episodes
 from jaxrl.run.config import ConfigError, RunConfig
 from jaxrl.types import Algorithm, Batch, Data, EpisodeStats, PyTree, Transition
@@ -85,7 +86,8 @@ class HostProgram:
     def __init__(self, runs: Sequence[RunConfig], make_algorithm: Any):
         run = runs[0]
         self.run, self.runs = run, list(runs)
-        self.num_envs, self.unroll_length = run.config.num_envs, run.config.unroll_length
+        self.offline = bool(run.data.name)
+        self.num_envs = 1 if self.offline else run.config.num_envs
         self.envs = HostEnvs(run.env.name, dict(run.env.options), self.num_envs)
         self.agent: Algorithm = make_algorithm(run, self.envs.spec)
         self.data, self.hparams = Data(), run.hparams
@@ -96,16 +98,21 @@ class HostProgram:
         self._start = jax.jit(self._fresh_carry, static_argnums=2)
         # The state is donated, as in `Program`: a replay buffer would be copied at every update.
         self._learn = jax.jit(self._learn_from, donate_argnums=0)
+        self._scan = jax.jit(self._scan_from, donate_argnums=0)
         self._time_step: TimeStep | None = None
 
     def init(self) -> PyTree:
         begin = time.perf_counter()
+        self._load()
         state = jax.jit(self.agent.init)(jax.random.key(self.run.seed), self.hparams, self.data)
         self.compile_seconds["init"] = time.perf_counter() - begin
         return state
 
     def chunk(self, state: PyTree) -> tuple[PyTree, Any]:
-        """`run.chunk` updates: T steps on the host, then one compiled `learn`."""
+        """`run.chunk` updates: T steps on the host, then one compiled `learn`; or all of them compiled, from data."""
+        if self.offline:
+            self._load()
+            return self._scan(state, self.data)
         rows = []
         for _ in range(self.run.chunk):
             batch = self._collect(state)
@@ -138,6 +145,16 @@ class HostProgram:
         envs.close()
         return Episodes(returns, lengths, terminated, {})  # type: ignore[arg-type]
 
+    def _load(self) -> None:
+        """Reads the data set, when a training first needs it: an evaluation does not."""
+        if self.offline and self.data.dataset is None:
+            from jaxrl.run.program import load_run_dataset
+
+            self.data = Data(dataset=load_run_dataset(self.run, self.envs.spec))
+
+    def _scan_from(self, state: PyTree, data: Data) -> tuple[PyTree, Any]:
+        return scan_updates(self.agent, state, self.hparams, self.run.chunk, data, self.run.log.every)
+
     def _learn_from(self, state: PyTree, batch: Batch) -> tuple[PyTree, Any]:
         assert self.agent.learn is not None
         return self.agent.learn(state, self.hparams, batch, self.data)
@@ -152,7 +169,7 @@ class HostProgram:
             self._discounted, self._lengths = np.zeros_like(self._returns), np.zeros(self.num_envs, np.int32)
         carry, discounted = self._carry, self._discounted.copy()
         sums, steps = np.zeros(3), []
-        for t in range(self.unroll_length):
+        for t in range(self.run.config.unroll_length):
             before = self._time_step
             key_act, key_start = jax.random.split(jax.random.fold_in(key, t + 2))
             action, self._carry, extras = self._act(policy, self._carry, before, key_act, False)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import envs_jax
 from envs_jax import registry
-from envs_jax.core import Environment
+from envs_jax.core import Environment, EnvSpec
 from jaxrl import algorithms
 from jaxrl.loop import scan_updates
 from jaxrl.rollout import Episodes, episodes
@@ -57,13 +57,16 @@ def load_data(run: RunConfig, *, dataset: bool = True) -> Data:
     Raises:
         DataError: the data set of the configuration is missing, damaged or of another environment.
     """
-    if run.env.backend != "jax":
-        return Data()
-    env, env_params = make_env(run)
-    return Data(env_params=env_params, dataset=load_run_dataset(run, env, env_params) if dataset else None)
+    env_params, spec = None, None
+    if run.env.backend == "jax":
+        env, env_params = make_env(run)
+        spec = env.spec(env_params)
+    elif dataset and run.data.name:
+        spec = _spaces(run)
+    return Data(env_params=env_params, dataset=load_run_dataset(run, spec) if dataset and spec else None)
 
 
-def load_run_dataset(run: RunConfig, env: Environment, env_params: Any) -> PyTree | None:
+def load_run_dataset(run: RunConfig, spec: EnvSpec) -> PyTree | None:
     """The data set that `[data]` names, None where it names none; see `load_data`.
 
     A relative path is looked for in the working directory and beside the configurations that come with jaxrl.
@@ -75,7 +78,7 @@ def load_run_dataset(run: RunConfig, env: Environment, env_params: Any) -> PyTre
 
     try:
         recording = open_recording(run.data.name, sorted({path.parent for path in shipped_configs().values()}))
-        check_spaces(recording, env.spec(env_params), run.data.name)
+        check_spaces(recording, spec, run.data.name)
         return load_dataset(recording, run.data.num_episodes, progress=True)
     except ImportError as error:
         raise ConfigError(str(error)) from error
@@ -133,7 +136,7 @@ class Program:
         self.run, self.runs, self.batched = run, list(runs), batched
         env, env_params = make_env(run)
         self.agent = make_algorithm(run, env)
-        dataset = load_run_dataset(run, env, env_params)
+        dataset = load_run_dataset(run, env.spec(env_params))
         data_axes = None
         if any(member.env != run.env for member in runs):
             env_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_env(member)[1] for member in runs])
