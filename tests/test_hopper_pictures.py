@@ -16,6 +16,7 @@ import envs_jax
 from envs_jax.robotics import hopper_film, hopper_replay, offscreen
 from envs_jax.robotics.hopper_mjcf import mjcf
 from envs_jax.robotics.hopper_params import CHOICES, evaluation_params
+from envs_jax.robotics.hopper_torque_speed import draw_torque_speed
 from envs_jax.robotics.hopper_viewer import shapes_and_poses
 from jaxrl.cli import app
 from jaxrl.run.replay import play
@@ -61,8 +62,14 @@ def test_without_a_region_what_is_asked_for_is_given():
     joints, rates = PARAMS.nominal, jnp.zeros(3)
     penalty = PARAMS.replace(actuator=jnp.int32(CHOICES["actuator"].index("penalty")))
     for params, same in ((penalty, True), (PARAMS, False)):
-        _, command, applied = hopper_replay.motor_torques(params, joints, rates, joints + 2.0)
+        _, command, applied = hopper_replay.motor_torques(params, params.motors, joints, rates, joints + 2.0)
         assert np.allclose(command, applied) is same
+
+
+def test_the_torque_speed_picture_of_an_episode(played, episode):
+    text = draw_torque_speed(ENV.hopper, episode).text_of()
+    assert text.count("<circle") == 2 * 3 * 5 * played.length
+    assert text.count("<polygon") == 3
 
 
 def test_planar_states_in_space(episode):
@@ -75,6 +82,22 @@ def test_planar_states_in_space(episode):
         data.qpos[:] = episode.qpos[index]
         mujoco.mj_forward(model, data)
         np.testing.assert_allclose(data.subtree_com[0], episode.com[index], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_states_in_space_are_seen_in_their_heading(played):
+    """The same jump on MJX, from a stance turned by any yaw, is drawn along x and asks the motors for much the same."""
+    env, params = envs_jax.make("hopper-flip", load="off", physics="mjx")
+    policy = (lambda params, key: jnp.int32(0)), jump
+    keys = jax.random.split(jax.random.key(0), 1)
+    spatial = play(env, policy, (), evaluation_params(params), keys, jax.random.key(1), 60)
+    assert abs(float(spatial.states.motion.heading[0])) > 0.1
+    flat, space = hopper_replay.trace(ENV, played), hopper_replay.trace(env, spatial)
+    length = min(50, spatial.length)
+    np.testing.assert_allclose(space.qpos[:length, :3], flat.qpos[:length, :3], atol=0.05)
+    np.testing.assert_allclose(space.com[:length], flat.com[:length], atol=0.05)
+    outside = np.abs(space.command - space.applied) > 1e-5 * np.array([140.4, 50.0, 50.0])
+    np.testing.assert_allclose(outside.mean(axis=(1, 2)), spatial.time_steps.info["outside_region"], atol=1e-6)
 
 
 def test_a_film_shows_the_flight_four_times_slower(episode):

@@ -10,7 +10,7 @@ from envs_jax.render import Canvas, Frame
 from envs_jax.robotics.hopper_mjcf import mjcf
 from envs_jax.robotics.hopper_render import picture
 from envs_jax.robotics.hopper_replay import PHASES, Trace, trace
-from envs_jax.robotics.hopper_torque_speed import draw_region
+from envs_jax.robotics.hopper_torque_speed import COLORS, draw_region
 from envs_jax.robotics.offscreen import render_offscreen
 from envs_jax.timeline import unstack
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SIZE = (320, 240)  # of the robot's picture; the motors take half as much beside it
 SLOW = 4  # times slower than life during the flight
-COLORS = ("#00798c", "#edae49", "#d1495b")  # of what the motors gave; what was asked for is grey
 INK, PALE = "#202124", "#5f6368"
 
 

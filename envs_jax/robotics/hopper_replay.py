@@ -13,9 +13,11 @@ import numpy as np
 
 from envs_jax.core import Array, PyTree
 from envs_jax.robotics import hopper_planar, motor_region
+from envs_jax.robotics.hopper_constants import JOINTS
 from envs_jax.robotics.hopper_params import Params
 from envs_jax.robotics.hopper_rewards import chosen
 from envs_jax.robotics.hopper_torque_speed import region_edges
+from envs_jax.robotics.motor_region import Motors
 
 if TYPE_CHECKING:
     from envs_jax.robotics.hopper_flip import HopperFlip, State
@@ -62,9 +64,13 @@ def trace(env: HopperFlip, played: Played) -> Trace:
     )
 
 
-def motor_torques(params: Params, joints: Array, joint_rates: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Rotor speeds, commanded and applied torques `[M]` of one substep, as the physics does it."""
-    motors = params.motors
+def motor_torques(
+    params: Params, motors: Motors, joints: Array, joint_rates: Array, targets: Array
+) -> tuple[Array, Array, Array]:
+    """Rotor speeds, commanded and applied torques `[M]` of one substep, as the physics does it.
+
+    `motors` may drive the first joints alone.
+    """
     driven = slice(motors.transmission.shape[1])
     gains = params.proportional_gain[driven], params.derivative_gain[driven]
     wanted = gains[0] * (targets - joints)[driven] - gains[1] * joint_rates[driven]
@@ -72,6 +78,12 @@ def motor_torques(params: Params, joints: Array, joint_rates: Array, targets: Ar
     box = jnp.clip(command, -motors.max_torque, motors.max_torque)
     applied = jnp.where(chosen(params, "actuator", "rectangle"), box, motor_region.clip_torque(motors, command, speed))
     return speed, command, jnp.where(chosen(params, "actuator", "penalty"), command, applied)
+
+
+def driving_motors(env: HopperFlip, params: Params, motion: PyTree) -> Motors:
+    """The episode's motors as they drive the joints that its physics has: in the plane the roll joint is not there."""
+    whole = env.hopper.motor_region(JOINTS if hasattr(motion, "qpos") else JOINTS[:2])
+    return dataclasses.replace(params.motors, transmission=whole.transmission, sharing=whole.sharing)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -82,11 +94,12 @@ def _substeps(env: HopperFlip, params: Params, states: State, actions: Array) ->
     def step(state: Any, action: Array) -> tuple[Array, ...]:
         used = jnp.where(params.delay, state.actions[0], jnp.clip(action, -1.0, 1.0))
         targets = params.nominal + params.action_scale * used
+        motors = driving_motors(env, params, state.motion)
         pushed = physics.push(state.motion, jnp.where(state.step == params.push_step, params.push_speed, 0.0))
 
         def substep(motion: PyTree, _: None) -> tuple[PyTree, tuple[Array, ...]]:
             snapshot = physics.snapshot(params, motion)
-            torques = motor_torques(params, snapshot.joints, snapshot.joint_rates, targets)
+            torques = motor_torques(params, motors, snapshot.joints, snapshot.joint_rates, targets)
             after, effort = physics.advance(params, motion, targets, 1, clock.time_step)
             return after, (*torques, effort.contact_load)
 
@@ -114,11 +127,26 @@ def _stills(env: HopperFlip, params: Params, states: State) -> dict[str, Array]:
 
 
 def generalized_position(params: Params, motion: PyTree) -> Array:
-    """The MJCF's qpos [10] above a floor at 0: the back end's own, or a motion in the plane put into space."""
+    """The MJCF's qpos [10] in the heading frame above a floor at 0, of a motion in space or in the plane."""
+    ground, zero = params.robot.ground, jnp.zeros(())
     if hasattr(motion, "qpos"):
-        return motion.qpos.at[2].add(-params.robot.ground)
+        cos, sin = jnp.cos(motion.heading), jnp.sin(motion.heading)
+        x, y, z, *quaternion = motion.qpos[:7]
+        half = -motion.heading / 2
+        back = jnp.stack([jnp.cos(half), zero, zero, jnp.sin(half)])
+        place = jnp.stack([cos * x + sin * y, cos * y - sin * x, z - ground])
+        return jnp.concatenate([place, _times(back, jnp.stack(quaternion)), motion.qpos[7:]])
     x, z = hopper_planar.base_position(params.robot, motion)
-    half, zero = motion.angles[0] / 2, jnp.zeros(())
+    half = motion.angles[0] / 2
     joints = motion.angles[1:] - motion.angles[:-1]
-    pose = jnp.stack([x, zero, z - params.robot.ground, jnp.cos(half), zero, jnp.sin(half), zero])
+    pose = jnp.stack([x, zero, z - ground, jnp.cos(half), zero, jnp.sin(half), zero])
     return jnp.concatenate([pose, joints, zero[None]])
+
+
+def _times(first: Array, second: Array) -> Array:
+    """The product of two quaternions (w, x, y, z)."""
+    (w, x, y, z), (a, b, c, d) = first, second
+    return jnp.stack([
+        w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c,
+        w * c - x * d + y * a + z * b, w * d + x * c - y * b + z * a,
+    ])  # fmt: skip

@@ -15,7 +15,9 @@ from envs_jax.svg import SvgCanvas
 
 if TYPE_CHECKING:
     from envs_jax.render import Canvas
+    from envs_jax.robotics.hopper_replay import Trace
 
+COLORS = ("#00798c", "#edae49", "#d1495b")  # of what the motors gave; what was asked for is grey
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -86,14 +88,24 @@ def draw_region(
     return place
 
 
-def draw_torque_speed(hopper: Hopper) -> SvgCanvas:
-    """Each motor's operating region at its gear's output, side by side, with the gear's rating."""
+def draw_torque_speed(hopper: Hopper, episode: Trace | None = None) -> SvgCanvas:
+    """Each motor's operating region at its gear's output, side by side, with the gear's rating.
+
+    Of an episode (`hopper_replay.trace`) each substep is a grey point where the torque was asked for, and a coloured
+    one where it was given; the regions are then those of its motors and voltage.
+    """
     size, margin = 240, 30
     canvas = SvgCanvas((size + margin) * len(hopper.motors) + margin, size + 2 * margin, "#f7f7f5")
-    outlines, points = region_edges(hopper.motor_region(), reach=1.3), torque_speed_points(hopper)
+    outlines = region_edges(hopper.motor_region()) if episode is None else episode.edges
+    points = torque_speed_points(hopper)
     for index, (name, motor) in enumerate(hopper.motors.items()):
         left, point = margin + index * (size + margin), points[name]
-        draw_region(canvas, (left, margin, left + size, margin + size), outlines[index], motor.rated_load)
+        box = (left, margin, left + size, margin + size)
+        place = draw_region(canvas, box, outlines[index], motor.rated_load, 1.2 if episode is None else 1.6)
+        if episode is not None:
+            for torque, color in ((episode.command, "#9aa0a6"), (episode.applied, COLORS[index % len(COLORS)])):
+                for pair in zip(episode.speed[..., index].ravel(), torque[..., index].ravel()):
+                    canvas.circle(place(*map(float, pair)), 1.2, color)
         label = f"{name}: {point['cap']:.0f} N m to {point['corner_speed']:.1f}, 0 at {point['no_load']:.1f} rad/s"
         canvas.text((left, 8), label, "#202124", 11)
     canvas.text((margin, size + margin + 8), "across: speed, up: torque at the output; red: rated load", "#5f6368", 11)
