@@ -193,6 +193,11 @@ class Environment(Generic[StateT, ParamsT]):
         """A picture of such facts, as SVG; nothing by default."""
         return ""
 
+    @property
+    def unwrapped(self) -> Environment:
+        """The environment inside all wrappers."""
+        return self
+
     def time_is_up(self, step: Array) -> Array | bool:
         """bool []: whether `step` steps reach `max_steps`."""
         return self.max_steps is not None and step >= self.max_steps

@@ -34,6 +34,10 @@ class FrameStack(Environment[FrameStackState, EnvParams]):
         self.env, self.max_steps, self.frames_per_second = env, env.max_steps, env.frames_per_second
 
     @property
+    def unwrapped(self) -> Environment:
+        return self.env.unwrapped
+
+    @property
     def default_params(self) -> EnvParams:
         return self.env.default_params
 

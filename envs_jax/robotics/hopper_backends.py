@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -146,25 +146,40 @@ def still_rate(params: Params, joints: Array, joint_rates: Array) -> Array:
     return hopper_planar.base_rate_without_momentum(params.robot, angles, joint_rates[:2])
 
 
+class Demand(NamedTuple):
+    """What the motors did in a substep, f32 [] each."""
+
+    squared: Array  # sum of (torque / cap)^2 over motors
+    excess: Array  # mean over motors of the command above what was given, of the cap
+    outside: Array  # share of motors with a command outside their region
+    mechanical: Array  # W; of all rotors
+    heat: Array  # W; in the windings
+
+
 def actuate(
     params: Params, motors: Motors, joints: Array, joint_rates: Array, targets: Array
-) -> tuple[Array, tuple[Array, Array, Array]]:
-    """Joint torques `[J]` of the PD controller after the motors, and what it took: squared, excess, outside.
+) -> tuple[Array, Demand]:
+    """Joint torques `[J]` of the PD controller after the motors, and what it took.
 
     `joints`, `joint_rates` and `targets` are those of the first J joints, which `motors` drive.
     """
     driven = slice(len(joints))
     gains = params.proportional_gain[driven], params.derivative_gain[driven]
     command = motor_region.motor_torque(motors, gains[0] * (targets - joints) - gains[1] * joint_rates)
-    region = motor_region.clip_torque(motors, command, motor_region.motor_speed(motors, joint_rates))
+    speed = motor_region.motor_speed(motors, joint_rates)
+    region = motor_region.clip_torque(motors, command, speed)
     box = jnp.clip(command, -motors.max_torque, motors.max_torque)
     rectangle = chosen(params, "actuator", "rectangle")
     modelled = jnp.where(rectangle, box, region)
     applied = jnp.where(chosen(params, "actuator", "penalty"), command, modelled)
-    squared = jnp.sum(jnp.square(applied / motors.max_torque))
-    excess = jnp.mean(motor_region.excess(motors, command, modelled))
-    outside = jnp.mean((jnp.abs(command - region) > 1e-5 * motors.max_torque).astype(jnp.float32))
-    return motor_region.joint_torque(motors, applied), (squared, excess, outside)
+    demand = Demand(
+        squared=jnp.sum(jnp.square(applied / motors.max_torque)),
+        excess=jnp.mean(motor_region.excess(motors, command, modelled)),
+        outside=jnp.mean((jnp.abs(command - region) > 1e-5 * motors.max_torque).astype(jnp.float32)),
+        mechanical=jnp.sum(applied * speed),
+        heat=jnp.sum(jnp.square(applied / motors.torque_constant) * motors.resistance),
+    )
+    return motor_region.joint_torque(motors, applied), demand
 
 
 def loads(
@@ -178,20 +193,21 @@ def loads(
 
 def effort(
     rotation: Array,
-    demand: tuple[Array, Array, Array],
+    demand: Demand,
     load: tuple[Array, Array],
     floor_force: Array,
     time_step: float,
 ) -> Effort:
     """A control step's, from what `actuate` and `loads` gave in S substeps, `[S]` and `[S, M]`, and the floor's
     vertical force `[S]`."""
-    squared, excess, outside = demand
     contact, gear = load
     return Effort(
         rotation=rotation,
-        torque=jnp.mean(squared),
-        excess=jnp.mean(excess),
-        outside=jnp.mean(outside),
+        torque=jnp.mean(demand.squared),
+        excess=jnp.mean(demand.excess),
+        outside=jnp.mean(demand.outside),
+        mechanical_energy=jnp.sum(demand.mechanical) * time_step,
+        electrical_energy=jnp.sum(demand.mechanical + demand.heat) * time_step,
         contact_load=jnp.max(contact, axis=0),
         gear_load=jnp.max(gear, axis=0),
         impulse=jnp.sum(transmission_load.impulse(contact, time_step), axis=0),

@@ -124,7 +124,7 @@ class HopperFlip(Environment[State, Params]):
         state = State(motion, step, jnp.zeros((2, 3)), rotation, snapshot.com[:2], jnp.zeros((), jnp.int32))
         zeros = jnp.zeros_like(params.rated_load)
         none = jnp.zeros(())
-        effort = Effort(none, none, none, none, zeros, zeros, zeros, none)
+        effort = Effort(none, none, none, none, none, none, zeros, zeros, zeros, none)
         terms = dict.fromkeys(self._reward_names, none)
         nothing = jnp.zeros((), bool)
         info = self._info(state, snapshot, effort, terms, nothing, nothing, nothing, nothing)
@@ -287,6 +287,10 @@ class HopperFlip(Environment[State, Params]):
             "failure/astray": astray,
             "foot_contact": snapshot.foot_contact,
             "outside_region": effort.outside,
+            "clipped": effort.excess,
+            "energy/mechanical": effort.mechanical_energy,
+            "energy/electrical": effort.electrical_energy,
+            "height": snapshot.com[2],
         }
         for index, name in enumerate(self.hopper.motors):
             info[f"load_contact/{name}"] = effort.contact_load[index]

@@ -48,6 +48,8 @@ class Effort:
     torque: Array  # f32 []; mean over substeps of the sum of (torque / cap)^2 over motors
     excess: Array  # f32 []; mean over substeps and motors of the command above what was given, of the cap
     outside: Array  # f32 []; share of substeps and motors with a command outside the motors' region
+    mechanical_energy: Array  # f32 []; of all rotors, J; braking counts as negative
+    electrical_energy: Array  # f32 []; with the heat of the windings, J
     contact_load: Array  # f32 [M]; largest over the substeps, definition A, N m
     gear_load: Array  # f32 [M]; likewise, definition B
     impulse: Array  # f32 [M]; sum over substeps of |A| dt, N m s

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -51,7 +53,7 @@ def normalize(statistics: RunningStatistics, sample: Array, limit: float = 10.0)
     return jnp.clip((sample - mean) / std, -limit, limit)
 
 
-def normalized(statistics: RunningStatistics | None, sample: Array) -> Array:
+def normalized(statistics: RunningStatistics | None, sample: Any) -> Array:
     """`sample` as f32, normalised where there are statistics."""
     sample = jnp.asarray(sample, jnp.float32)
     return sample if statistics is None else normalize(statistics, sample)

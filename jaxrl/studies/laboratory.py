@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxrl.results.metrics import read_metrics
 from jaxrl.run.config import ConfigError, RunConfig, make_config
 from jaxrl.run.runner import load_state
 from jaxrl.run.sharding import make_mesh, split_members
-from jaxrl.run.sweep import sweep
+from jaxrl.run.sweep import Member, plan, sweep
 from jaxrl.types import PyTree
 
 Arrays = dict[str, np.ndarray]
@@ -72,10 +72,28 @@ class Laboratory:
         if not (folder / "results.json").exists():
             with self._timed(f"train {name}"):
                 sweep(run, seeds=num_seeds, sweep_dir=folder, resume=True, progress=False)
-        members = [folder / f"{seed:03d}" for seed in range(num_seeds)]
-        states = [load_state(member)[0] for member in members]
-        metrics = [read_metrics(member / "metrics.jsonl") for member in members]
-        return Arm(name, run, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), metrics)
+        return _load(name, folder, plan(run, {}, num_seeds))
+
+    def train_together(self, run: RunConfig, arms: Mapping[str, Mapping[str, Any]], num_seeds: int) -> dict[str, Arm]:
+        """Trains arms that differ from `run` in traced settings only, all of them and all seeds in one program.
+
+        Args:
+            run: the common configuration.
+            arms: by name, the settings in which each differs, such as `{"env.reward": "base"}`.
+            num_seeds: of each arm.
+        """
+        folder = self.out / "arms"
+        devices = _fitting_devices(num_seeds * len(arms))
+        if devices > 1:
+            run = make_config(run.source, [f"num_devices={devices}"])
+        points = list(arms.values())
+        members = plan(run, points, num_seeds)
+        if members[-1].group:
+            raise ValueError("these arms need several programs: train them one by one")
+        if not (folder / "results.json").exists():
+            with self._timed(f"train {len(arms)} arms"):
+                sweep(run, points, num_seeds, folder, resume=True, progress=False)
+        return {name: _load(name, folder, members[i * num_seeds : (i + 1) * num_seeds]) for i, name in enumerate(arms)}
 
     def measure(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> Arrays:
         """The arrays that `compute` returns, by name; computed once and kept in `measurements/NAME.npz`."""
@@ -96,6 +114,14 @@ class Laboratory:
 
     def _timed(self, step: str) -> _Timer:
         return _Timer(step, self.out / "timing.jsonl")
+
+
+def _load(name: str, folder: Path, members: Sequence[Member]) -> Arm:
+    """An arm from the run folders of its seeds."""
+    folders = [folder / member.name for member in members]
+    states = [load_state(member)[0] for member in folders]
+    metrics = [read_metrics(member / "metrics.jsonl") for member in folders]
+    return Arm(name, members[0].run, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), metrics)
 
 
 class _Timer:
