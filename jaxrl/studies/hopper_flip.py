@@ -87,8 +87,8 @@ def run(laboratory: Laboratory, scale: Scale, report: Report) -> None:
     flips = {name: values for name, values in measured.items() if not name.startswith("E7")}
     report.table("success", [_success(name, values) for name, values in flips.items()], (
         f"Share of {scale.num_episodes} deterministic episodes that end as a flip, {scale.num_seeds} seeds: on the "
-        "robot as built, on robots of the full spread with noise, and as built under the actuator model of the training. "
-        "Turns, flight and failures on the robot as built."
+        "robot as built, on robots of the full spread with noise, and as built under the actuator model of the "
+        "training. Turns, flight and failures on the robot as built."
     ))  # fmt: skip
     report.table("failures", [_failures(name, values) for name, values in flips.items()], (
         "What the episodes that fail on the robot as built come to, shares of all episodes; each counts once."
@@ -112,9 +112,7 @@ def run(laboratory: Laboratory, scale: Scale, report: Report) -> None:
     ))  # fmt: skip
     _claims(report, measured, scale)
     draw_all(laboratory, report, arms, measured)
-    report.notes.append(
-        "Simulation only. Constants, rewards and hyper-parameters are our choice, not the paper's."
-    )
+    report.notes.append("Simulation only. Constants, rewards and hyper-parameters are our choice, not the paper's.")
 
 
 def _of(values: Arrays, name: str, way: int = NOMINAL) -> np.ndarray:

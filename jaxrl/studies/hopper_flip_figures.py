@@ -30,9 +30,7 @@ def draw_all(laboratory: Laboratory, report: Report, arms: Mapping[str, Arm], me
         if base in arms and whole in arms:
             file = f"rotation_{base}_{whole}.png"
             _rotation(measured, (base, whole), step, folder / file)
-            report.figure(
-                file, f"Turns of the base and of the whole in {base} and {whole}, means."
-            )
+            report.figure(file, f"Turns of the base and of the whole in {base} and {whole}, means.")
     _histograms(measured, folder / "knee_load.png")
     report.figure("knee_load.png", "Load that the teeth of the knee's gear carry (definition B), and their rating.")
     curves = {
