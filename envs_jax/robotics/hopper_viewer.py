@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def shapes_and_poses(model_text: str, qpos: np.ndarray) -> tuple[list[dict[str, 
         Geoms (kind, size in m, body, pos and quat in the body's frame, color) without the floor; and f32
         [F, nbody, 7]: position (m) and quaternion (w, x, y, z) of every body.
     """
-    import mujoco
+    mujoco: Any = importlib.import_module("mujoco")  # whose names type checkers do not see
 
     model = mujoco.MjModel.from_xml_string(model_text)
     data = mujoco.MjData(model)

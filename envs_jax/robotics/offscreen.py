@@ -6,6 +6,7 @@ so each one is tried in a child, which runs this file as a script and needs nump
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import subprocess
@@ -80,7 +81,7 @@ def decorated(mjcf: str, width: int, height: int) -> str:
 
 def draw(mjcf: str, qpos: np.ndarray, path: np.ndarray, arrows: np.ndarray, height: int, width: int) -> np.ndarray:
     """The pictures of `render_offscreen`, by the back end that MUJOCO_GL names."""
-    import mujoco
+    mujoco: Any = importlib.import_module("mujoco")  # whose names type checkers do not see
 
     model = mujoco.MjModel.from_xml_string(decorated(mjcf, width, height))
     data = mujoco.MjData(model)
