@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 COLUMNS = {
     "steps per second": "env_steps_per_second",
     "steps per CPU second": "env_steps_per_cpu_second",
+    "updates per second": "updates_per_second",
+    "updates per CPU second": "updates_per_cpu_second",
     "compile s": "compile_seconds",
     "compile CPU s": "compile_cpu_seconds",
     "s to return": "seconds_to_return",
@@ -50,11 +52,12 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(6, 0.5 + 0.45 * len(table)), layout="constrained")
     axes = figure.subplots()
     names = list(table)[::-1]
-    bars = axes.barh(names, [table[name]["steps per CPU second"] for name in names], color="#3b6ea5")
-    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    unit = "updates" if "updates per CPU second" in table[names[0]] else "steps"
+    bars = axes.barh(names, [table[name][f"{unit} per CPU second"] for name in names], color="#3b6ea5")
+    axes.bar_label(bars, fmt="{:,.0f}" if unit == "steps" else "{:.3g}", padding=3)
     axes.set_xscale("log")
     axes.margins(x=0.2)
-    axes.set_xlabel("environment steps per CPU second (log scale)")
+    axes.set_xlabel(f"{'environment ' * (unit == 'steps')}{unit} per CPU second (log scale)")
     figure.savefig(path, dpi=150)
 
 

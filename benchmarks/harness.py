@@ -18,7 +18,7 @@ from typing import Any
 
 CONTENDERS = Path(__file__).parent / "contenders"
 # Whose versions are noted.
-PACKAGES = ("jax", "brax", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")
+PACKAGES = ("jax", "brax", "mujoco", "mujoco-mjx", "numpy", "gym", "gymnax", "gymnasium", "stable-baselines3", "torch")
 
 
 @dataclasses.dataclass
@@ -31,8 +31,13 @@ class Contender:
     python: str = sys.executable
 
 
-def take_turns(contenders: list[Contender], rounds: int, out: Path) -> None:
-    """Runs every contender once per round, in order, and appends what each prints to `out`."""
+def take_turns(
+    contenders: list[Contender], rounds: int, out: Path, unit: str = "env_steps", one_core: bool = False
+) -> None:
+    """Runs every contender once per round, in order, and appends what each prints to `out`.
+
+    `unit` is that of `report`; with `one_core` each of them has one thread, on one core.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     for number in range(rounds):
         for contender in contenders:
@@ -40,7 +45,13 @@ def take_turns(contenders: list[Contender], rounds: int, out: Path) -> None:
             command = [contender.python, str(CONTENDERS / contender.script), json.dumps(contender.settings)]
             # A compiled program found in a cache would hide what compiling costs.
             environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": str(CONTENDERS.parent)}
-            run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            start = None
+            if one_core:
+                environment |= {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+                start = _one_core
+            run = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False, preexec_fn=start
+            )
             if run.returncode:
                 sys.exit(f"{contender.name} failed:\n{run.stderr[-3000:]}")
             row = {"name": contender.name, "round": number, "load": round(load, 2)} | json.loads(
@@ -48,7 +59,7 @@ def take_turns(contenders: list[Contender], rounds: int, out: Path) -> None:
             )
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{contender.name:28s} {row['env_steps_per_cpu_second']:>12,.0f} steps per CPU second")
+            print(f"{contender.name:28s} {row[f'{unit}_per_cpu_second']:>12,.4g} {unit} per CPU second")
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -86,15 +97,17 @@ def measure_compiled(function: Callable, *arguments: Any) -> tuple[Any, dict[str
     }
 
 
-def report(settings: dict[str, Any], env_steps: int, times: dict[str, float], **facts: Any) -> None:
-    """Prints the JSON line of one run."""
+def report(
+    settings: dict[str, Any], count: int, times: dict[str, float], *, unit: str = "env_steps", **facts: Any
+) -> None:
+    """Prints the JSON line of one run, in which `count` environment steps (or other units) were done."""
     # Merged in the old way: interpreters of old simulators are older than `|` of dictionaries.
     row = {
         "settings": settings,
-        "env_steps": env_steps,
+        unit: count,
         **{name: round(value, 4) for name, value in times.items()},
-        "env_steps_per_second": round(env_steps / times["seconds"], 1),
-        "env_steps_per_cpu_second": round(env_steps / times["cpu_seconds"], 1),
+        f"{unit}_per_second": round(count / times["seconds"], 3),
+        f"{unit}_per_cpu_second": round(count / times["cpu_seconds"], 3),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "versions": {"python": platform.python_version(), **_versions(*PACKAGES)},
         "device": _device(),
@@ -111,6 +124,10 @@ def seconds_to_return(curve: list[float], threshold: float, seconds: float) -> f
         if sum(window) / len(window) >= threshold:
             return round(seconds * (i + 1) / len(curve), 3)
     return None
+
+
+def _one_core() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _versions(*names: str) -> dict[str, str]:

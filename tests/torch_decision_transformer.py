@@ -13,21 +13,22 @@ UPDATES = {"learning_rate": 1e-2, "warmup": 2, "weight_decay": 1e-2, "max_grad_n
 BATCH = 5
 
 
-def make_model(torch, observation, action, context, width, layers, heads, times):
+def make_model(torch, observation, action, context, width, layers, heads, times, dropout=0.0):
     nn = torch.nn
 
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
             self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+            self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
             self.network = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+            self.drop = nn.Dropout(dropout)
 
         def forward(self, x, causal, padding):
             y = self.norm1(x)
             y, _ = self.attention(y, y, y, attn_mask=causal, key_padding_mask=padding, need_weights=False)
-            x = x + y
-            return x + self.network(self.norm2(x))
+            x = x + self.drop(y)
+            return x + self.drop(self.network(self.norm2(x)))
 
     class Model(nn.Module):
         def __init__(self):
@@ -36,12 +37,12 @@ def make_model(torch, observation, action, context, width, layers, heads, times)
             self.ret, self.obs, self.act = nn.Linear(1, width), nn.Linear(observation, width), nn.Linear(action, width)
             self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
             self.layers = nn.ModuleList(Layer() for _ in range(layers))
-            self.head = nn.Linear(width, action)
+            self.head, self.drop = nn.Linear(width, action), nn.Dropout(dropout)
 
         def forward(self, observations, actions, returns, time, mask):
             t = self.time(time)
             tokens = [self.ret(returns[..., None]) + t, self.obs(observations) + t, self.act(actions) + t]
-            x = self.norm_in(torch.stack(tokens, 2).flatten(1, 2))
+            x = self.drop(self.norm_in(torch.stack(tokens, 2).flatten(1, 2)))
             causal = torch.triu(torch.ones(3 * context, 3 * context, dtype=torch.bool), 1)
             padding = ~mask.repeat_interleave(3, 1)
             for layer in self.layers:

@@ -6,6 +6,7 @@ import sys
 
 from brax import envs
 from brax.training.agents.sac import networks, train
+
 from harness import Stopwatch, report
 
 settings = json.loads(sys.argv[1])

@@ -5,9 +5,9 @@ import sys
 
 import jax
 import numpy as np
-from harness import Stopwatch, report
 
 import jaxrl
+from harness import Stopwatch, report
 from jaxrl.loop import scan_updates
 from jaxrl.run.program import play_evaluation
 
