@@ -105,8 +105,13 @@ def evaluate(
         run = folder.load_run(overrides or [])
         result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run, dataset=False))
         print(f"{checkpoint}: {result}")
-        per_step = {"return": float(result.returns.sum() / result.lengths.sum())} | result.info
-        _print_table([{"per step": name, "mean": value} for name, value in per_step.items()])
+        per_step = {"reward": float(result.returns.sum() / result.lengths.sum())} | result.info
+        _print_table(
+            [
+                {"mean of": name, "per step": value, "at the last step": result.final.get(name, "")}
+                for name, value in per_step.items()
+            ]
+        )
 
 
 @app.command()

@@ -205,6 +205,7 @@ class Episodes:
     episode_length: Array  # i32 [B]
     terminated: Array  # bool [B]; False where the episode was truncated or cut by `max_steps`
     info: dict[str, Array]  # per-step means of the scalar entries of `TimeStep.info`, f32 [B] (or [B, A])
+    final: dict[str, Array]  # the same entries at the last step
     record: PyTree = None  # what `record` returned, [T, B]
     mask: Array | None = None  # bool [T, B]; False after the end; None without `record`
 
@@ -267,17 +268,22 @@ def episodes(
                 name: total + _where(alive, after.info[name].astype(jnp.float32), jnp.zeros_like(total))
                 for name, total in result.info.items()
             },
+            final={
+                name: _where(alive, after.info[name].astype(jnp.float32), old) for name, old in result.final.items()
+            },
         )
         return (_select(alive, new_state, state), after, carry, result, alive & ~after.ended), kept
 
     state, first = sampled.map(env.reset, drawn, key_reset)
     carry = jax.vmap(start, (None, 0))(policy_params, key_start)
     reward_shape = first.reward.shape
+    scalars = [name for name, leaf in first.info.items() if leaf.shape == reward_shape]
     result = Episodes(
         jnp.zeros(reward_shape),
         jnp.zeros(num_episodes, jnp.int32),
         jnp.zeros(num_episodes, bool),
-        {name: jnp.zeros(reward_shape) for name, leaf in first.info.items() if leaf.shape == reward_shape},
+        {name: jnp.zeros(reward_shape) for name in scalars},
+        {name: first.info[name].astype(jnp.float32) for name in scalars},
     )
     loop = (state, first, carry, result, jnp.ones(num_episodes, bool))
     if record is not None:

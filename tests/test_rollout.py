@@ -279,6 +279,7 @@ def test_one_episode_per_reset_key_to_its_end(shown):
         np.testing.assert_allclose(result.episode_return, length * (length + 1) / 2 + action * length / 100, rtol=1e-5)
         np.testing.assert_array_equal(result.terminated, length % 2 == 0)
         np.testing.assert_allclose(result.info["count"], (length + 1) / 2)
+        np.testing.assert_array_equal(result.final["count"], length)
         assert set(result.info) == {"noise", "count"}  # scalars only
         assert result.record is None
         assert result.mask is None

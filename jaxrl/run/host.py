@@ -143,7 +143,7 @@ class HostProgram:
             alive &= ~np.asarray(after.ended)
             t += 1
         envs.close()
-        return Episodes(returns, lengths, terminated, {})  # type: ignore[arg-type]
+        return Episodes(returns, lengths, terminated, {}, {})  # type: ignore[arg-type]
 
     def _load(self) -> None:
         """Reads the data set, when a training first needs it: an evaluation does not."""

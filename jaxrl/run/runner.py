@@ -129,6 +129,7 @@ class Evaluation:
     returns: np.ndarray  # f32 [num_episodes]
     lengths: np.ndarray  # i32 [num_episodes]
     info: dict[str, float]  # means over steps and episodes of the scalar entries of `TimeStep.info`
+    final: dict[str, float]  # means over episodes of the same entries at the last step
 
     def __str__(self) -> str:
         return f"return {self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] over {len(self.returns)} episodes"
@@ -154,8 +155,10 @@ def summarize(result: Episodes) -> Evaluation:
     """The statistics of episodes that were played."""
     returns = np.asarray(result.episode_return)
     mean, low, high = mean_interval(returns)
-    info = {name: float(np.mean(values)) for name, values in result.info.items()}
-    return Evaluation(mean, low, high, returns, np.asarray(result.episode_length), info)
+    info, final = (
+        {name: float(np.mean(values)) for name, values in part.items()} for part in (result.info, result.final)
+    )
+    return Evaluation(mean, low, high, returns, np.asarray(result.episode_length), info, final)
 
 
 def debug_nans(on: bool) -> Any:
