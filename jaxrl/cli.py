@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from jaxrl import cli_data
+from jaxrl.terminal import cache_folder, compilation_cache, errors, print_table, split
 
 app = typer.Typer(
     name="jaxrl",
@@ -42,8 +39,8 @@ def train(
     debug: Annotated[bool, typer.Option(help="Check every operation for NaN (slow).")] = False,
 ) -> None:
     """Train a configuration, or continue a run exactly where it stopped."""
-    config, overrides = _split(arguments)
-    with _errors(debug), _compilation_cache():
+    config, overrides = split(arguments)
+    with errors(debug), compilation_cache():
         import jaxrl
         from jaxrl.run.config import ConfigError
         from jaxrl.run.folder import RunFolder
@@ -77,7 +74,7 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in --run-dir.")] = False,
 ) -> None:
     """Train seeds and hyper-parameters side by side; floats are vmapped, static settings make groups."""
-    with _errors(), _compilation_cache():
+    with errors(), compilation_cache():
         import jaxrl
         from jaxrl.run.config import ConfigError, parse_grid
 
@@ -86,7 +83,7 @@ def sweep(
         run = jaxrl.load_config(config, overrides or [])
         folder = run_dir or Path("runs") / f"{run.name}-sweep"
         result = jaxrl.sweep(run, parse_grid(grid or []), seeds, folder, resume=resume)
-        _print_table(result.table())
+        print_table(result.table())
         print(f"sweep folder: {folder}")
 
 
@@ -96,7 +93,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Play the evaluation episodes with the best (or named) checkpoint."""
-    with _errors(), _compilation_cache():
+    with errors(), compilation_cache():
         import jaxrl
         from jaxrl.run.runner import find_checkpoint
 
@@ -106,7 +103,7 @@ def evaluate(
         result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run, dataset=False))
         print(f"{checkpoint}: {result}")
         per_step = {"reward": float(result.returns.sum() / result.lengths.sum())} | result.info
-        _print_table(
+        print_table(
             [
                 {"mean of": name, "per step": value, "at the last step": result.final.get(name, "")}
                 for name, value in per_step.items()
@@ -125,7 +122,7 @@ def render(
     fps: Annotated[float | None, typer.Option(help="Frames per second; by default what suits the environment.")] = None,
 ) -> None:
     """Show one evaluation episode as a moving picture, a timeline or a table."""
-    with _errors(), _compilation_cache():
+    with errors(), compilation_cache():
         from jaxrl.run.replay import film_path, render_episode
 
         if (path := film_path(out)) != out:
@@ -141,7 +138,7 @@ def plot(
     metric: Annotated[str | None, typer.Option(help="A column of metrics.jsonl; evaluation/return by default.")] = None,
 ) -> None:
     """Draw learning curves."""
-    with _errors():
+    with errors():
         from jaxrl.results.plot import plot_runs
 
         plot_runs(run_dirs, out, metric=metric)
@@ -155,7 +152,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="The file; DIR/policy.FORMAT by default.")] = None,
 ) -> None:
     """Write the policy as one file that runs without jaxrl; it is checked against the live policy first."""
-    with _errors(), _compilation_cache():
+    with errors(), compilation_cache():
         import jaxrl
         from jaxrl.results.export import FORMATS
         from jaxrl.run.config import ConfigError
@@ -197,7 +194,7 @@ def league(
     role: Annotated[str | None, typer.Option(help="Of the distilled mixture; the run's own by default.")] = None,
 ) -> None:
     """Play stored policies and heuristics against each other: leader boards, payoffs and a heat map."""
-    with _errors(), _compilation_cache():
+    with errors(), compilation_cache():
         from jaxrl.run.league import league as play
         from jaxrl.run.league import split_names
 
@@ -206,7 +203,7 @@ def league(
             from jaxrl.run.distill import distill as make_student
 
             student = make_student(run_dirs[0], folder / "student", role=role, seed=seed)
-            _print_table(student.rows())
+            print_table(student.rows())
             print(f"run folder of the student: {student.folder}   (next: jaxrl export {student.folder})")
             run_dirs = [*run_dirs, student.folder]
         result = play(
@@ -214,7 +211,7 @@ def league(
             num_episodes=episodes, seed=seed, solver=solver,
         )  # fmt: skip
         for side in (0, 1):
-            _print_table(result.summary(side))
+            print_table(result.summary(side))
         print(f"league folder: {folder}")
 
 
@@ -224,7 +221,7 @@ def parity(
     path: Annotated[Path, typer.Argument(help="A folder with traces.npz and legend.json, perhaps stats.json.")],
 ) -> None:
     """Replay games recorded from the original and count what differs; exit status 0 only when nothing does."""
-    with _errors():
+    with errors():
         from jaxrl.run.config import ConfigError
 
         if system != "cyborg":
@@ -250,7 +247,7 @@ def study(
     ] = None,
 ) -> None:
     """Put a paper's claim to the test; the same command continues a study that was stopped."""
-    with _errors(), _compilation_cache():
+    with errors(), compilation_cache():
         from jaxrl.run.config import ConfigError, parse_grid
         from jaxrl.studies import find, run_study
         from jaxrl.studies.laboratory import use_all_cores
@@ -263,14 +260,14 @@ def study(
                 raise ConfigError(f"--set {key} takes one value, got {given}")
         folder = out or Path("runs") / f"study-{name}-{scale}"
         report = run_study(name, scale, folder, **{key: given[0] for key, given in values.items()})
-        _print_table(report.claim_rows())
+        print_table(report.claim_rows())
         print(f"report: {folder / 'report.md'}")
 
 
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help="envs, algorithms, configs or studies")]) -> None:
     """List what there is."""
-    with _errors():
+    with errors():
         from jaxrl.run.config import ConfigError
 
         if what == "envs":
@@ -291,7 +288,7 @@ def list_(what: Annotated[str, typer.Argument(help="envs, algorithms, configs or
             rows = [{"name": name, "": line} for name, (_, line) in STUDIES.items()]
         else:
             raise ConfigError(f"can list envs, algorithms, configs or studies, not {what!r}")
-        _print_table(rows)
+        print_table(rows)
 
 
 @app.command()
@@ -300,7 +297,7 @@ def info(
     out: Annotated[Path | None, typer.Option(help="Where to write its diagram, if it has one (.svg).")] = None,
 ) -> None:
     """Show versions, devices and the compilation cache, or what there is to know of an environment."""
-    with _errors():
+    with errors():
         from jaxrl.run.config import ConfigError
         from jaxrl.run.folder import device, versions
 
@@ -310,7 +307,7 @@ def info(
             except ValueError as error:
                 raise ConfigError(str(error)) from error
             return
-        _print_table(
+        print_table(
             [{"name": name, "": str(value)} for name, value in versions().items()]
             + [{"name": f"device {name}", "": str(value)} for name, value in device().items()]
             + [{"name": "compilation cache", "": str(cache_folder())}]
@@ -341,63 +338,6 @@ def _environment_info(name: str, out: Path | None) -> str:
 
 def main() -> None:
     app()
-
-
-def cache_folder() -> Path:
-    """Where compiled programs are kept between processes; JAX_COMPILATION_CACHE_DIR decides where it is set."""
-    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxrl" / "xla"
-
-
-@contextlib.contextmanager
-def _compilation_cache() -> Iterator[None]:
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    yield
-
-
-@contextlib.contextmanager
-def _errors(debug: bool = False) -> Iterator[None]:
-    """Turns what a person can mend into one line and an exit status: 2 bad input, 1 a run that failed, 130 stopped."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail("the disk is full. What was saved before is intact: free some space, then use --resume", 1)
-    except Exception as error:
-        status = getattr(error, "exit_status", None)  # of `jaxrl.run.config.ConfigError` and its like
-        if status is None or debug:
-            raise
-        _fail(str(error), status)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(status)
-
-
-def _split(arguments: list[str] | None) -> tuple[str | None, list[str]]:
-    """A configuration, if the first argument is not an override, and the overrides."""
-    first, rest = (arguments or [])[:1], (arguments or [])[1:]
-    return (first[0], rest) if first and "=" not in first[0] else (None, first + rest)
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    # A file has no width to fit into.
-    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 if __name__ == "__main__":

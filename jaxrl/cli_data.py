@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from jaxrl.terminal import compilation_cache, errors, print_table
+
 app = typer.Typer(help="Data sets of recorded play: info, convert, record.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="DATA", help="An .hdf5 file, a Minari folder, or a local Minari id.")]
@@ -18,9 +20,7 @@ Format = Annotated[str, typer.Option(help="minari or d4rl; by default what --out
 @app.command()
 def info(name: Name) -> None:
     """Read a whole data set, check every episode, and show what it holds and where it comes from."""
-    from jaxrl import cli
-
-    with cli._errors():
+    with errors():
         from jaxrl.data.dataset import summary
         from jaxrl.data.files import open_recording
 
@@ -30,15 +30,13 @@ def info(name: Name) -> None:
         rows = summary(recording, progress=True)
         rows |= {"observations": header.observation_space, "actions": header.action_space}
         rows |= {key: value if isinstance(value, str | float) else json.dumps(value) for key, value in facts.items()}
-        cli._print_table([{"name": key, "": value} for key, value in rows.items()])
+        print_table([{"name": key, "": value} for key, value in rows.items()])
 
 
 @app.command()
 def convert(name: Name, out: Out, format: Format = "") -> None:
     """Write a data set in the other format; every number stays what it is."""
-    from jaxrl import cli
-
-    with cli._errors():
+    with errors():
         from jaxrl.data.files import open_recording, writer
 
         print(writer(format or _format(out))(open_recording(name), out))
@@ -58,9 +56,7 @@ def record(
     expert: Annotated[Path | None, typer.Option(help="A run whose score is 100; random play is 0.")] = None,
 ) -> None:
     """Let a trained or scripted policy play, and write what happens as a data set."""
-    from jaxrl import cli
-
-    with cli._errors(), cli._compilation_cache():
+    with errors(), compilation_cache():
         from jaxrl.data.files import writer
         from jaxrl.run import record as recorder
         from jaxrl.run.config import ConfigError, parse_grid
@@ -86,9 +82,7 @@ def produce(
     seed: Annotated[int, typer.Option(help="Of the episodes; none is one of an evaluation.")] = 0,
 ) -> None:
     """Make the four usual data sets of one training run, each in both formats."""
-    from jaxrl import cli
-
-    with cli._errors(), cli._compilation_cache():
+    with errors(), compilation_cache():
         from jaxrl.data.files import open_recording
         from jaxrl.run.production import produce
 

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import envs_jax
-from envs_jax.robotics import hopper_film, hopper_replay, offscreen
+from envs_jax.robotics import hopper_backends, hopper_film, hopper_replay, offscreen
 from envs_jax.robotics.hopper_mjcf import mjcf
 from envs_jax.robotics.hopper_params import CHOICES, evaluation_params
 from envs_jax.robotics.hopper_torque_speed import draw_torque_speed
@@ -62,7 +62,7 @@ def test_without_a_region_what_is_asked_for_is_given():
     joints, rates = PARAMS.nominal, jnp.zeros(3)
     penalty = PARAMS.replace(actuator=jnp.int32(CHOICES["actuator"].index("penalty")))
     for params, same in ((penalty, True), (PARAMS, False)):
-        _, command, applied = hopper_replay.motor_torques(params, params.motors, joints, rates, joints + 2.0)
+        _, command, applied, _ = hopper_backends.motor_torques(params, params.motors, joints, rates, joints + 2.0)
         assert np.allclose(command, applied) is same
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import envs_jax
-from envs_jax.robotics import hopper_replay, motor_region, safety
+from envs_jax.robotics import hopper_backends, motor_region, safety
 
 ENV, PARAMS = envs_jax.make("hopper-flip")
 ABOUT = json.loads(json.dumps(ENV.describe()))
@@ -29,7 +29,7 @@ def test_within_the_limits_it_is_the_simulated_actuator(limiter):
         targets = limiter.targets(generator.uniform(-1, 1, 3) * (0.6, 0.6, 0))
         torque = limiter.torque(targets, angles, rates, 48.0)
         numbers = (np.asarray(value, np.float32) for value in (angles, rates, targets))
-        _, _, applied = hopper_replay.motor_torques(PARAMS, PARAMS.motors, *numbers)
+        _, _, applied, _ = hopper_backends.motor_torques(PARAMS, PARAMS.motors, *numbers)
         np.testing.assert_allclose(torque[:2], motor_region.joint_torque(PARAMS.motors, applied), rtol=1e-4, atol=1e-3)
         assert abs(torque[2]) < 1e-6
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("rewards", "codeopt"),
     ("run", "results"),
     ("studies",),
+    ("terminal",),
     ("cli", "cli_data"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -36,7 +37,7 @@ HEAVY = {
     "tensorboardX": ("jaxrl/results/",),
     "onnx": ("jaxrl/results/onnx.py",),
     "onnxruntime": ("jaxrl/results/onnx.py",),
-    "typer": ("jaxrl/cli",),
+    "typer": ("jaxrl/cli", "jaxrl/terminal"),
     "torch": (),
     "tensorflow": (),
 }

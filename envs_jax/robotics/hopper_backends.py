@@ -156,22 +156,28 @@ class Demand(NamedTuple):
     heat: Array  # W; in the windings
 
 
-def actuate(
+def motor_torques(
     params: Params, motors: Motors, joints: Array, joint_rates: Array, targets: Array
-) -> tuple[Array, Demand]:
-    """Joint torques `[J]` of the PD controller after the motors, and what it took.
+) -> tuple[Array, Array, Array, Array]:
+    """Speeds of the rotors, torques asked for, given, and within the operating region, `[M]` each, before the gears.
 
-    `joints`, `joint_rates` and `targets` are those of the first J joints, which `motors` drive.
+    `motors` may drive the first joints alone.
     """
-    driven = slice(len(joints))
+    driven = slice(motors.transmission.shape[1])
     gains = params.proportional_gain[driven], params.derivative_gain[driven]
-    command = motor_region.motor_torque(motors, gains[0] * (targets - joints) - gains[1] * joint_rates)
-    speed = motor_region.motor_speed(motors, joint_rates)
+    wanted = gains[0] * (targets[driven] - joints[driven]) - gains[1] * joint_rates[driven]
+    command, speed = motor_region.motor_torque(motors, wanted), motor_region.motor_speed(motors, joint_rates[driven])
     region = motor_region.clip_torque(motors, command, speed)
     box = jnp.clip(command, -motors.max_torque, motors.max_torque)
-    rectangle = chosen(params, "actuator", "rectangle")
-    modelled = jnp.where(rectangle, box, region)
-    applied = jnp.where(chosen(params, "actuator", "penalty"), command, modelled)
+    modelled = jnp.where(chosen(params, "actuator", "rectangle"), box, region)
+    return speed, command, jnp.where(chosen(params, "actuator", "penalty"), command, modelled), region
+
+
+def actuate(params: Params, motors: Motors, joints: Array, joint_rates: Array, targets: Array) -> tuple[Array, Demand]:
+    """Joint torques `[J]` of the PD controller after the motors, and what it took; arguments of `motor_torques`."""
+    speed, command, applied, region = motor_torques(params, motors, joints, joint_rates, targets)
+    # What the penalty alone lets through counts as excess all the same.
+    modelled = jnp.where(chosen(params, "actuator", "rectangle"), applied, region)
     demand = Demand(
         squared=jnp.sum(jnp.square(applied / motors.max_torque)),
         excess=jnp.mean(motor_region.excess(motors, command, modelled)),

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.core import Array, PyTree
-from envs_jax.robotics import hopper_planar, motor_region
+from envs_jax.robotics import hopper_planar
+from envs_jax.robotics.hopper_backends import motor_torques
 from envs_jax.robotics.hopper_constants import JOINTS
 from envs_jax.robotics.hopper_params import Params
-from envs_jax.robotics.hopper_rewards import chosen
 from envs_jax.robotics.hopper_torque_speed import region_edges
 from envs_jax.robotics.motor_region import Motors
 
@@ -64,22 +64,6 @@ def trace(env: HopperFlip, played: Played) -> Trace:
     )
 
 
-def motor_torques(
-    params: Params, motors: Motors, joints: Array, joint_rates: Array, targets: Array
-) -> tuple[Array, Array, Array]:
-    """Rotor speeds, commanded and applied torques `[M]` of one substep, as the physics does it.
-
-    `motors` may drive the first joints alone.
-    """
-    driven = slice(motors.transmission.shape[1])
-    gains = params.proportional_gain[driven], params.derivative_gain[driven]
-    wanted = gains[0] * (targets - joints)[driven] - gains[1] * joint_rates[driven]
-    speed, command = motor_region.motor_speed(motors, joint_rates[driven]), motor_region.motor_torque(motors, wanted)
-    box = jnp.clip(command, -motors.max_torque, motors.max_torque)
-    applied = jnp.where(chosen(params, "actuator", "rectangle"), box, motor_region.clip_torque(motors, command, speed))
-    return speed, command, jnp.where(chosen(params, "actuator", "penalty"), command, applied)
-
-
 def driving_motors(env: HopperFlip, params: Params, motion: PyTree) -> Motors:
     """The episode's motors as they drive the joints that its physics has: in the plane the roll joint is not there."""
     whole = env.hopper.motor_region(JOINTS if hasattr(motion, "qpos") else JOINTS[:2])
@@ -99,7 +83,7 @@ def _substeps(env: HopperFlip, params: Params, states: State, actions: Array) ->
 
         def substep(motion: PyTree, _: None) -> tuple[PyTree, tuple[Array, ...]]:
             snapshot = physics.snapshot(params, motion)
-            torques = motor_torques(params, motors, snapshot.joints, snapshot.joint_rates, targets)
+            torques = motor_torques(params, motors, snapshot.joints, snapshot.joint_rates, targets)[:3]
             after, effort = physics.advance(params, motion, targets, 1, clock.time_step)
             return after, (*torques, effort.contact_load)
 
