@@ -66,7 +66,7 @@ def make(name: str, **options: Any) -> tuple[Environment, Any]:
     from envs_jax.core import Environment
 
     entry = _entry(name)
-    factory = resolve(entry.factory) if isinstance(entry.factory, str) else entry.factory
+    factory = _factory(entry)
     options = {**entry.options, **options}
     versus = {key: options.pop(key) for key in ("role", "opponents") if key in options}
     frame_stack = options.pop("frame_stack", 1)
@@ -87,10 +87,14 @@ def make(name: str, **options: Any) -> tuple[Environment, Any]:
     return env, params
 
 
+def version(name: str) -> int:
+    """The version of a registered environment: raised when the same key gives another episode."""
+    return getattr(_factory(_entry(name)), "version", 1)
+
+
 def static_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `make`'s options that shape the program; the others only change the environment's parameters."""
-    entry = _entry(name)
-    factory = resolve(entry.factory) if isinstance(entry.factory, str) else entry.factory
+    factory = _factory(_entry(name))
     shaping = {*inspect.signature(factory).parameters, "role", "opponents", "frame_stack"}
     shaping -= set(getattr(factory, "traced_options", ()))
     return {key: value for key, value in options.items() if key in shaping}
@@ -123,6 +127,10 @@ def _entry(name: str) -> Entry:
     if name not in _ENTRIES:
         raise ValueError(f"unknown environment {name!r}{nearest(name, _ENTRIES)} Known: {', '.join(names())}")
     return _ENTRIES[name]
+
+
+def _factory(entry: Entry) -> Callable[..., Environment]:
+    return resolve(entry.factory) if isinstance(entry.factory, str) else entry.factory
 
 
 def _replace_params(name: str, params: EnvParams, values: dict[str, Any], constructor: set[str]) -> EnvParams:

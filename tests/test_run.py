@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
     with pytest.raises(TrainingStopped, match="jaxrl train --resume"):
         jaxrl.fit(run, tmp_path / "r", progress=False)
     assert list_checkpoints(tmp_path / "r" / "checkpoints")[-1].name == "000000004"
+
+
+def test_another_version_of_the_environment_is_told(finished, tmp_path):
+    shutil.copytree(finished[1], tmp_path / "r")
+    file = tmp_path / "r" / "config.json"
+    stored = json.loads(file.read_text())
+    assert stored["environment_version"] == registry.version("cartpole")
+    file.write_text(json.dumps(stored | {"environment_version": 0}))
+    with pytest.warns(UserWarning, match="version 0 of 'cartpole', which is version 1 here"):
+        RunFolder(tmp_path / "r").load_run()
 
 
 def test_a_sweep_member_equals_its_single_run(tmp_path):

@@ -6,9 +6,11 @@ import importlib.metadata
 import json
 import platform
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+from envs_jax import registry
 from jaxrl.run.checkpoint import CheckpointError, write_json
 from jaxrl.run.config import ConfigError, RunConfig, make_config, resolved
 
@@ -50,6 +52,7 @@ class RunFolder:
                 "resolved": resolved(run),
                 "versions": versions(),
                 "device": device(),
+                "environment_version": _environment_version(run),
             },
         )
 
@@ -76,7 +79,20 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} has format version {version}; this version of jaxrl reads {FORMAT_VERSION}"
             )
-        return make_config(source, overrides)
+        run = make_config(source, overrides)
+        known = stored.get("environment_version")
+        if known is not None and known != _environment_version(run):
+            warnings.warn(
+                f"{self.path} was trained in version {known} of {run.env.name!r}, which is version "
+                f"{_environment_version(run)} here: the same seed gives other episodes",
+                stacklevel=2,
+            )
+        return run
+
+
+def _environment_version(run: RunConfig) -> int | None:
+    """Of the environment; None where it is not one of `envs_jax`."""
+    return registry.version(run.env.name) if run.env.backend == "jax" else None
 
 
 def versions() -> dict[str, str]:
