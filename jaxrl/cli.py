@@ -97,9 +97,8 @@ def evaluate(
         import jaxrl
         from jaxrl.run.runner import find_checkpoint
 
-        folder, checkpoint = find_checkpoint(run_dir)
-        state, _ = jaxrl.load_state(checkpoint)
-        run = folder.load_run(overrides or [])
+        _, checkpoint = find_checkpoint(run_dir)
+        state, run = jaxrl.load_state(checkpoint, overrides or [])
         result = jaxrl.evaluate(jaxrl.make_algorithm(run), state, run, jaxrl.load_data(run, dataset=False))
         print(f"{checkpoint}: {result}")
         per_step = {"reward": float(result.returns.sum() / result.lengths.sum())} | result.info

@@ -90,6 +90,7 @@ class Data:
     env_params: Any = None  # EnvParams
     dataset: PyTree | None = None  # a `jaxrl.data.dataset.Dataset`
     frozen: PyTree | None = None  # a base model, a reference policy
+    expert: PyTree | None = None  # a second `Dataset`, from which a memory is filled
 
 
 class Algorithm(NamedTuple):
@@ -117,11 +118,18 @@ class Recipe(NamedTuple):
     # place, and raises ValueError for settings that do not go together.
     specialise: Callable[[dict[str, Any]], Recipe] | None = None
     offline: bool = False  # it learns from a data set, which `[data]` names, and never plays but to be evaluated
+    expert: bool = False  # it also reads the expert's data set, `data.expert`
 
 
 def hparam(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
     """A field of a class of hyper-parameters: its default value and the closed range the loader accepts."""
     return dataclasses.field(default=default, metadata={"range": (low, high)})
+
+
+def kept_hparams(state: Any, hparams: Any) -> dict[str, Array]:
+    """The hyper-parameters that acting needs: those after which fields of `state` (or of its class) are named, f32."""
+    names = {field.name for field in dataclasses.fields(state)} & {field.name for field in dataclasses.fields(hparams)}
+    return {name: jnp.asarray(getattr(hparams, name), jnp.float32) for name in sorted(names)}
 
 
 def no_carry(policy_params: PyTree, key: Array) -> tuple[()]:

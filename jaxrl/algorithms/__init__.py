@@ -15,6 +15,7 @@ ALGORITHMS = {
         "jaxrl.algorithms.decision_transformer:DECISION_TRANSFORMER",
         "Decision Transformer on a data set, continuous actions",
     ),
+    "reframe": ("jaxrl.algorithms.reframe:REFRAME", "Decision Transformer that looks things up in an expert's memory"),
 }
 
 

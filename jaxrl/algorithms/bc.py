@@ -20,7 +20,7 @@ from envs_jax.core import TimeStep
 from envs_jax.spaces import Box
 from jaxrl.data.dataset import sample_rows, take_rows
 from jaxrl.parts.distributions import action_head, scale_from_bounds
-from jaxrl.parts.networks import Actor, NetworkConfig
+from jaxrl.parts.networks import Actor, NetworkConfig, describe_layers
 from jaxrl.parts.normalize import RunningStatistics, normalize
 from jaxrl.parts.schedules import linear_decay
 from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec, without_memory
@@ -151,7 +151,13 @@ def make_bc(config: BCConfig, env: Any) -> Algorithm:
         )
         return state, metrics
 
-    return Algorithm(init=init, update=update, policy=policy, start=no_carry, act=act)
+    def export(policy_params: BCPolicy) -> dict[str, Any]:
+        params = policy_params.params["params"]
+        layers = describe_layers(config.network, params["torso"], params["head"])
+        layers[-1]["activation"] = "tanh" if head.continuous else "none"
+        return {"layers": layers, "statistics": policy_params.statistics, "action_space": spec.action_space}
+
+    return Algorithm(init=init, update=update, policy=policy, start=no_carry, act=act, export=export)
 
 
 BC = Recipe(make_bc, BCConfig, BCHParams, offline=True)

@@ -12,7 +12,7 @@ from flax import struct
 
 from envs_jax.core import EnvSpec
 from envs_jax.spaces import Box
-from jaxrl.data.recording import DataError, Episode, Recording
+from jaxrl.data.recording import DataError, Episode, Recording, first_episodes
 from jaxrl.parts.normalize import RunningStatistics
 from jaxrl.types import Array, PyTree, Transition
 
@@ -46,10 +46,8 @@ def load_dataset(recording: Recording, num_episodes: int = 0, *, progress: bool 
     Raises:
         DataError: an episode is damaged, or there are fewer than `num_episodes`.
     """
-    total = len(recording.names)
-    if not 0 <= num_episodes <= total:
-        raise DataError(f"num_episodes must be in [0, {total}], the episodes of the data set, got {num_episodes}")
-    lengths = recording.lengths[: num_episodes or total]
+    recording = first_episodes(recording, num_episodes)
+    lengths = recording.lengths
     starts = np.concatenate([[0], np.cumsum(lengths)])
     num_rows, space = int(starts[-1]), recording.header.observation_space
     if num_rows >= 2**31:

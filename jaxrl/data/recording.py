@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,6 +71,31 @@ def from_episodes(episodes: Sequence[Episode], header: Header, name: str = "reco
     """A recording of episodes in memory."""
     names = [f"{name}: episode {i}" for i in range(len(episodes))]
     return Recording(header, np.array([len(e.reward) for e in episodes], np.int64), names, lambda: iter(episodes))
+
+
+def first_episodes(recording: Recording, num_episodes: int) -> Recording:
+    """The first so many episodes; 0: all. DataError where there are fewer."""
+    total = len(recording.names)
+    if not 0 <= num_episodes <= total:
+        raise DataError(f"num_episodes must be in [0, {total}], the episodes of the data set, got {num_episodes}")
+    if num_episodes in (0, total):
+        return recording
+    return dataclasses.replace(
+        recording,
+        lengths=recording.lengths[:num_episodes],
+        names=recording.names[:num_episodes],
+        read=lambda: itertools.islice(recording.read(), num_episodes),
+    )
+
+
+def joined(first: Recording, second: Recording) -> Recording:
+    """The episodes of `first`, then those of `second`, under the header of the first."""
+    return Recording(
+        first.header,
+        np.concatenate([first.lengths, second.lengths]),
+        [*first.names, *second.names],
+        lambda: itertools.chain(first.read(), second.read()),
+    )
 
 
 def check_episode(episode: Episode, length: int, header: Header, name: str) -> None:

@@ -112,6 +112,7 @@ class DecisionTransformer(nn.Module):
         time: Array,
         mask: Array,
         deterministic: bool = True,
+        prefix: tuple[Array, Array] | None = None,
     ) -> Array:
         """What each observation's token has become.
 
@@ -122,6 +123,8 @@ class DecisionTransformer(nn.Module):
             time: i32 `[K]`; steps since the start of the episode, below `num_times`.
             mask: bool `[K]`; False: padding, which nothing reads.
             deterministic: without dropout; otherwise the stream "dropout" is drawn from.
+            prefix: further tokens f32 `[P, width]` before those of the window, which all of them read, and which of
+                them count, bool `[P]`.
 
         Returns:
             f32 `[K, width]`; nothing of a step's action or of later steps is in it.
@@ -133,10 +136,14 @@ class DecisionTransformer(nn.Module):
         )
         tokens = (embedded + self.embed_time(time)[:, None]).reshape(3 * num_steps, width)
         tokens = self.drop_tokens(self.norm_tokens(tokens), deterministic)
-        attends = jnp.tri(3 * num_steps, dtype=bool) & jnp.repeat(mask, 3)[None]
+        readable = jnp.repeat(mask, 3)
+        if prefix is not None:
+            tokens = jnp.concatenate([prefix[0], tokens])
+            readable = jnp.concatenate([prefix[1], readable])
+        attends = jnp.tri(len(tokens), dtype=bool) & readable[None]
         for block in self.blocks:
             tokens = block(tokens, attends, deterministic)
-        return self.norm_features(tokens).reshape(num_steps, 3, width)[:, 1]
+        return self.norm_features(tokens[-3 * num_steps :]).reshape(num_steps, 3, width)[:, 1]
 
     def actions(self, features: Array) -> Array:
         """f32 `[K, A]` from features `[K, width]`."""

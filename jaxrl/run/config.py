@@ -44,9 +44,15 @@ class DataConfig:
 
     name: str = ""  # an .hdf5 file, a folder in Minari's form, or the id of a local Minari data set
     num_episodes: int = 0  # only the first so many; 0: all
+    expert: str = ""  # a second data set, of an expert: it fills the memory of `reframe`
+    num_expert_episodes: int = 0  # only the first so many; 0: all
+    mix_expert: bool = False  # the expert's episodes are added to those that are learned from
 
     def __post_init__(self) -> None:
         _at_least("data.num_episodes", self.num_episodes, 0)
+        _at_least("data.num_expert_episodes", self.num_expert_episodes, 0)
+        if self.mix_expert and not self.expert:
+            raise ConfigError("data.mix_expert adds the episodes of data.expert, which is empty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +196,10 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run
     run = dataclasses.replace(structure(settings, RunConfig, ""), source=source)
     if recipe.offline and not run.data.name:
         raise ConfigError(f"{run.algorithm!r} learns from a data set: name one as data.name")
+    if recipe.expert and not run.data.expert:
+        raise ConfigError(f"{run.algorithm!r} fills a memory from an expert's data set: name one as data.expert")
+    if run.data.expert and not (recipe.expert or run.data.mix_expert):
+        raise ConfigError(f"data.expert is not read by {run.algorithm!r}: leave it empty, or set data.mix_expert")
     if run.data.name and not recipe.offline:
         raise ConfigError(f"data.name must be empty: {run.algorithm!r} learns from what it plays")
     return run

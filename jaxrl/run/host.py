@@ -148,9 +148,9 @@ class HostProgram:
     def _load(self) -> None:
         """Reads the data set, when a training first needs it: an evaluation does not."""
         if self.offline and self.data.dataset is None:
-            from jaxrl.run.program import load_run_dataset
+            from jaxrl.run.program import load_run_datasets
 
-            self.data = Data(dataset=load_run_dataset(self.run, self.envs.spec))
+            self.data = Data(**load_run_datasets(self.run, self.envs.spec))
 
     def _scan_from(self, state: PyTree, data: Data) -> tuple[PyTree, Any]:
         return scan_updates(self.agent, state, self.hparams, self.run.chunk, data, self.run.log.every)

@@ -63,23 +63,33 @@ def load_data(run: RunConfig, *, dataset: bool = True) -> Data:
         spec = env.spec(env_params)
     elif dataset and run.data.name:
         spec = _spaces(run)
-    return Data(env_params=env_params, dataset=load_run_dataset(run, spec) if dataset and spec else None)
+    return Data(env_params, **(load_run_datasets(run, spec) if dataset and spec else {}))
 
 
-def load_run_dataset(run: RunConfig, spec: EnvSpec) -> PyTree | None:
-    """The data set that `[data]` names, None where it names none; see `load_data`.
+def load_run_datasets(run: RunConfig, spec: EnvSpec) -> dict[str, PyTree]:
+    """The data sets that `[data]` names, as the fields `dataset` and `expert` of `Data`; see `load_data`.
 
     A relative path is looked for in the working directory and beside the configurations that come with jaxrl.
     """
     if not run.data.name:
-        return None
+        return {}
     from jaxrl.data.dataset import check_spaces, load_dataset
     from jaxrl.data.files import open_recording
+    from jaxrl.data.recording import Recording, first_episodes, joined
+
+    def find(name: str, num_episodes: int) -> Recording:
+        recording = open_recording(name, sorted({path.parent for path in shipped_configs().values()}))
+        check_spaces(recording, spec, name)
+        return first_episodes(recording, num_episodes)
 
     try:
-        recording = open_recording(run.data.name, sorted({path.parent for path in shipped_configs().values()}))
-        check_spaces(recording, spec, run.data.name)
-        return load_dataset(recording, run.data.num_episodes, progress=True)
+        recording, found = find(run.data.name, run.data.num_episodes), {}
+        if run.data.expert:
+            expert = find(run.data.expert, run.data.num_expert_episodes)
+            recording = joined(recording, expert) if run.data.mix_expert else recording
+            if algorithms.find(run.algorithm).expert:
+                found["expert"] = load_dataset(expert, progress=True)
+        return {"dataset": load_dataset(recording, progress=True)} | found
     except ImportError as error:
         raise ConfigError(str(error)) from error
 
@@ -136,12 +146,12 @@ class Program:
         self.run, self.runs, self.batched = run, list(runs), batched
         env, env_params = make_env(run)
         self.agent = make_algorithm(run, env)
-        dataset = load_run_dataset(run, env.spec(env_params))
+        datasets = load_run_datasets(run, env.spec(env_params))
         data_axes = None
         if any(member.env != run.env for member in runs):
             env_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_env(member)[1] for member in runs])
             data_axes = Data(env_params=0, dataset=None, frozen=None)
-        self.data = Data(env_params=env_params, dataset=dataset)
+        self.data = Data(env_params, **datasets)
         self.evaluates = self.agent.act is not None
         if self.evaluates:
             max_episode_steps(run, env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxrl.run.folder import RunFolder
 from jaxrl.run.program import load_data, make_algorithm, make_env, make_program, play_evaluation
 from jaxrl.run.progress import make_progress
 from jaxrl.run.training import Row, Training
-from jaxrl.types import Algorithm, Data, PyTree
+from jaxrl.types import Algorithm, Data, PyTree, kept_hparams
 
 
 def fit(
@@ -94,13 +95,20 @@ def start_from(state: PyTree, agent: Algorithm, source: str | Path) -> PyTree:
     return dataclasses.replace(state, **taken)
 
 
-def load_state(path: str | Path) -> tuple[PyTree, RunConfig]:
-    """The trained state in a run folder (its best checkpoint, else its newest) or in one checkpoint, with its run."""
+def load_state(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PyTree, RunConfig]:
+    """The trained state in a run folder (its best checkpoint, else its newest) or in one checkpoint, with its run.
+
+    Args:
+        path: the folder or checkpoint.
+        overrides: settings of the run to change. Hyper-parameters that acting needs change the state too, such as
+            `"hparams.target_return=3600"` of a Decision Transformer.
+    """
     folder, checkpoint = find_checkpoint(path)
-    run = folder.load_run()
+    run = folder.load_run(overrides)
     data = load_data(run, dataset=False)
     program_state = jax.eval_shape(make_algorithm(run).init, jax.random.key(0), run.hparams, data)
-    return restore(checkpoint, program_state)[0], run
+    state = restore(checkpoint, program_state)[0]
+    return (dataclasses.replace(state, **kept_hparams(state, run.hparams)) if overrides else state), run
 
 
 def find_checkpoint(path: str | Path) -> tuple[RunFolder, Path]:

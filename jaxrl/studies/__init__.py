@@ -23,6 +23,7 @@ STUDIES = {
     "poolflip": ("jaxrl.studies.poolflip:STUDY", "Flip-PSRO against other ways to train a cyber defender"),
     "hopper_flip": ("jaxrl.studies.hopper_flip:STUDY", "A hopper's front flip: reward, actuator model and load term"),
     "cyborg": ("jaxrl.studies.cyborg:STUDY", "CAGE 2 defenders with and without Patch, Isolate and Unisolate"),
+    "reframe": ("jaxrl.studies.reframe:STUDY", "A Decision Transformer with and without an expert's memory"),
 }
 
 

@@ -70,7 +70,7 @@ class Laboratory:
         if devices > 1:
             run = make_config(run.source, [f"num_devices={devices}"])
         if not (folder / "results.json").exists():
-            with self._timed(f"train {name}"):
+            with self.timed(f"train {name}"):
                 sweep(run, seeds=num_seeds, sweep_dir=folder, resume=True, progress=False)
         return _load(name, folder, plan(run, {}, num_seeds))
 
@@ -91,7 +91,7 @@ class Laboratory:
         if members[-1].group:
             raise ValueError("these arms need several programs: train them one by one")
         if not (folder / "results.json").exists():
-            with self._timed(f"train {len(arms)} arms"):
+            with self.timed(f"train {len(arms)} arms"):
                 sweep(run, points, num_seeds, folder, resume=True, progress=False)
         return {name: _load(name, folder, members[i * num_seeds : (i + 1) * num_seeds]) for i, name in enumerate(arms)}
 
@@ -99,7 +99,7 @@ class Laboratory:
         """The arrays that `compute` returns, by name; computed once and kept in `measurements/NAME.npz`."""
         file = self.out / "measurements" / f"{name}.npz"
         if not file.exists():
-            with self._timed(f"measure {name}"):
+            with self.timed(f"measure {name}"):
                 values = {key: np.asarray(value) for key, value in jax.device_get(dict(compute())).items()}
             with replacing(file) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **values)  # type: ignore[arg-type]
@@ -112,7 +112,8 @@ class Laboratory:
         rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return list({row["step"]: row for row in rows}.values())
 
-    def _timed(self, step: str) -> _Timer:
+    def timed(self, step: str) -> _Timer:
+        """A context that says what is being done, and writes down what it took once it is done."""
         return _Timer(step, self.out / "timing.jsonl")
 
 
