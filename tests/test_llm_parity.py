@@ -12,10 +12,13 @@ import pytest
 
 import torch_llm
 from jaxrl.llm.checkpoints import WEIGHTS, load_hf, save_hf, tensor_map
+from jaxrl.llm.generation import generate
 from jaxrl.llm.model import TransformerLM
+from jaxrl.llm.sampling import make_sampling
 from jaxrl.llm.tensor_files import read_tensors, write_tensors
 
 installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+GREEDY = make_sampling(temperature=0.0)
 live = pytest.mark.skipif(not installed, reason="needs torch and transformers: pip install 'jaxrl[hf,torch]'")
 
 
@@ -38,7 +41,7 @@ def gradients_by_name(config, params, tokens, folder):
 
 
 @pytest.mark.parametrize("name", torch_llm.FROZEN)
-def test_frozen_logits_loss_and_gradients(name, tmp_path):
+def test_frozen_logits_greedy_tokens_loss_and_gradients(name, tmp_path):
     with np.load(torch_llm.GOLDEN / f"{name}.npz") as golden:
         golden = dict(golden)
     weights = {key.removeprefix("weight/"): value for key, value in golden.items() if key.startswith("weight/")}
@@ -52,6 +55,9 @@ def test_frozen_logits_loss_and_gradients(name, tmp_path):
     np.testing.assert_allclose(long, golden["long_logits"], atol=1e-4)
     half = TransformerLM(config, compute_dtype="bfloat16").apply(params, golden["tokens"])[0]
     assert np.abs(half - golden["logits"]).mean() <= 1.5 * golden["bfloat16_error"]
+
+    greedy = jax.jit(functools.partial(generate, TransformerLM(config), max_new=torch_llm.NEW_TOKENS, sampling=GREEDY))
+    np.testing.assert_array_equal(greedy(params, golden["tokens"], jax.random.key(0)).tokens, golden["greedy"])
 
     loss, gradients = gradients_by_name(config, params, golden["tokens"], tmp_path / "gradient")
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-6)
