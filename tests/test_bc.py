@@ -11,7 +11,8 @@ import pytest
 import jaxrl
 from envs_jax.core import EnvSpec
 from envs_jax.spaces import Box, Discrete
-from jaxrl.algorithms.bc import BCConfig, BCHParams, make_bc
+from jaxrl.algorithms.bc import BC, BCConfig, BCHParams, make_bc
+from jaxrl.algorithms.cql import CQL
 from jaxrl.data.dataset import load_dataset
 from jaxrl.data.recording import DataError, Episode, Header, from_episodes
 from jaxrl.loop import scan_updates
@@ -19,7 +20,7 @@ from jaxrl.parts.distributions import scale_from_bounds, scale_to_bounds
 from jaxrl.parts.networks import NetworkConfig
 from jaxrl.run.config import ConfigError, load_config, shipped_configs
 from jaxrl.types import Data
-from programs import compiled, evaluation_returns
+from programs import bits, compiled, evaluation_returns
 from small_worlds import shows
 
 pytest.importorskip("h5py")
@@ -190,6 +191,30 @@ def test_evaluation_on_the_host(tmp_path):
     agent, data = jaxrl.make_algorithm(again), jaxrl.load_data(again, dataset=False)
     assert data.dataset is None
     assert jaxrl.evaluate(agent, stored, again, data).mean == pytest.approx(log[-1]["evaluation/return"], rel=1e-4)
+
+
+def test_blocks_are_swapped_and_a_run_that_resumes_reads_the_same(tmp_path):
+    settings = [*QUICK, "data.block_steps=500", "hparams.anneal_updates=40"]
+    whole, _ = jaxrl.fit(load_config("bc_pendulum", settings), progress=False)
+    jaxrl.fit(load_config("bc_pendulum", [*settings, "num_updates=20"]), tmp_path / "run", progress=False)
+    resumed, _ = jaxrl.fit(load_config("bc_pendulum", settings), tmp_path / "run", resume=True, progress=False)
+    assert bits(resumed) == bits(whole)
+    other, _ = jaxrl.fit(load_config("bc_pendulum", [*settings, "data.block_steps=0"]), progress=False)
+    assert bits(other.params) != bits(whole.params)
+    with pytest.raises(ConfigError, match=r"block_steps must be 0 unless"):
+        load_config("bc_pendulum", [*settings, "env.backend=gymnasium"])
+
+
+@pytest.mark.parametrize("space", [Box(-2.0, 2.0, (1,)), Discrete(3)], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("recipe", [BC, CQL], ids=["bc", "cql"])
+def test_exports_act_like_the_policy(recipe, space, tmp_path):
+    spec = EnvSpec(OBSERVATIONS, space)
+    agent = recipe.make(recipe.config(network=CONFIG.network), spec)
+    state = compiled(agent.init)(jax.random.key(0), recipe.hparams(), Data())
+    for name in ("policy.npz", "policy.stablehlo"):
+        path = jaxrl.export_policy(agent, state, tmp_path / name, Data(), spec=spec)  # which checks it
+        action, _ = jaxrl.load_policy(path).act(np.ones((2, 2), np.float32))
+        assert action.shape == (2, *space.shape)
 
 
 @pytest.mark.slow

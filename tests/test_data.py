@@ -285,6 +285,26 @@ def test_parts_of_a_recording():
         datasets.load_dataset(make_recording(), num_episodes=13)
 
 
+def test_blocks_cover_the_data_in_every_epoch():
+    whole, orders = datasets.load_dataset(make_recording(), on_host=True), []
+    assert isinstance(whole.return_to_go, np.ndarray)
+    for epoch in range(3):
+        firsts, covered = [], set()
+        for turn in range(4 * epoch, 4 * epoch + 4):  # 38 rows by tens
+            part = datasets.block(whole, 10, turn)
+            first = int(np.flatnonzero(whole.return_to_go == part.return_to_go[0])[0])
+            here = slice(first, first + 10)
+            assert len(part.return_to_go) == int(part.size) == 10
+            np.testing.assert_array_equal(part.transitions.reward, whole.transitions.reward[here])
+            np.testing.assert_array_equal(part.time, whole.time[here])
+            firsts.append(first)
+            covered |= set(range(first, first + 10))
+        assert (sorted(firsts), len(covered)) == ([0, 10, 20, 28], 38)
+        orders.append(firsts)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+    assert int(datasets.block(whole, 1000, 7).size) == 38
+
+
 def test_windows_stay_in_their_episode():
     dataset = datasets.load_dataset(make_recording())
     rows, mask = datasets.window_rows(dataset, jnp.arange(sum(LENGTHS)), 4)

@@ -222,7 +222,12 @@ def test_a_member_of_a_batch_is_a_run_of_its_own(trained, data):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"fusion": "prefix"}, {"fusion": "wide"}, {"query": "situation"}, {"retrieval": "random"}],
+    [
+        {"fusion": "prefix", "query": "situation"},
+        pytest.param({"fusion": "wide"}, marks=pytest.mark.slow),
+        pytest.param({"query": "situation"}, marks=pytest.mark.slow),
+        pytest.param({"retrieval": "random"}, marks=pytest.mark.slow),
+    ],
     ids=lambda changes: "-".join(changes.values()),
 )
 def test_variants_learn_and_act(changes, data):
@@ -291,6 +296,7 @@ QUICK = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly_and_can_be_asked_for_another_return(tmp_path):
     pytest.importorskip("h5py")
     state, log = jaxrl.fit(jaxrl.load_config("reframe_pendulum", QUICK), progress=False)

@@ -200,6 +200,7 @@ def test_report_writes_intervals_and_verdicts(tmp_path):
 def test_cells():
     assert cell(Interval(1.0, math.nan, math.nan)) == "1.000"
     assert cell(7) == "7"
+    assert cell(Interval(math.nan, math.nan, math.nan)) == "-"
     assert markdown_table([]) == "(empty)\n"
 
 

@@ -21,7 +21,7 @@ from flax import struct
 from envs_jax.core import EnvSpec, TimeStep
 from envs_jax.spaces import Discrete
 from jaxrl.data.dataset import sample_rows, take_rows
-from jaxrl.parts.networks import NetworkConfig, QNetwork
+from jaxrl.parts.networks import NetworkConfig, QNetwork, describe_layers
 from jaxrl.parts.normalize import RunningStatistics, normalized
 from jaxrl.parts.schedules import cosine_decay
 from jaxrl.parts.setup import at_least_one, dataset_statistics, single_agent_spec, without_memory
@@ -148,7 +148,16 @@ def make_cql(config: CQLConfig, env: Any) -> Algorithm:
         )
         return state, metrics
 
-    return Algorithm(init=init, update=update, policy=policy, start=no_carry, act=act)
+    def export(policy_params: CQLPolicy) -> dict[str, Any]:
+        params, space = policy_params.params["params"], spec.action_space
+        head, discrete = params["head"], isinstance(space, Discrete)
+        if not discrete:  # of means and spreads, the means
+            head = {name: values[..., : space.shape[0]] for name, values in head.items()}
+        layers = describe_layers(config.network, params["torso"], head)
+        layers[-1]["activation"] = "none" if discrete else "tanh"
+        return {"layers": layers, "statistics": policy_params.statistics, "action_space": space}
+
+    return Algorithm(init=init, update=update, policy=policy, start=no_carry, act=act, export=export)
 
 
 Form = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Metrics]]  # init_params, choose, losses

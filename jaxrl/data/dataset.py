@@ -33,7 +33,9 @@ class Dataset:
         return jnp.arange(len(self.episode_start), dtype=jnp.int32) - self.episode_start
 
 
-def load_dataset(recording: Recording, num_episodes: int = 0, *, progress: bool = False) -> Dataset:
+def load_dataset(
+    recording: Recording, num_episodes: int = 0, *, progress: bool = False, on_host: bool = False
+) -> Dataset:
     """Reads episodes, one after the other, into arrays of f32 (and i32 for integers), and puts them on the device.
 
     On the host no more than the result and one block of the file is in memory.
@@ -42,6 +44,7 @@ def load_dataset(recording: Recording, num_episodes: int = 0, *, progress: bool 
         recording: from `jaxrl.data.files.open_recording`.
         num_episodes: only the first so many; 0: all.
         progress: show a bar, where the error output is a terminal.
+        on_host: leave it in NumPy arrays; see `block`.
 
     Raises:
         DataError: an episode is damaged, or there are fewer than `num_episodes`.
@@ -81,7 +84,33 @@ def load_dataset(recording: Recording, num_episodes: int = 0, *, progress: bool 
         statistics=moments.statistics(),
         size=np.int32(num_rows),  # type: ignore[arg-type]
     )
-    return jax.tree.map(jnp.asarray, dataset)
+    return dataset if on_host else jax.tree.map(jnp.asarray, dataset)
+
+
+def block(dataset: Dataset, num_rows: int, turn: int) -> Dataset:
+    """A part of a data set on the host, for one that does not fit on the device.
+
+    The data set is cut into blocks, the last of which reaches back to be as long as the others; each epoch of turns
+    goes through them in an order of its own. Windows end where their block does.
+
+    Args:
+        dataset: on the host, N rows.
+        num_rows: of a block; of all of them where there are no more.
+        turn: how many blocks were used before.
+    """
+    total = len(dataset.episode_start)
+    num_rows = min(num_rows, total)
+    number = -(-total // num_rows)
+    epoch, place = divmod(turn, number)
+    first = min(int(np.random.default_rng(epoch).permutation(number)[place]) * num_rows, total - num_rows)
+    here = slice(first, first + num_rows)
+    return Dataset(
+        transitions=jax.tree.map(lambda leaf: leaf[here], dataset.transitions),
+        episode_start=dataset.episode_start[here] - np.int32(first),  # negative: the time of a row stays what it is
+        return_to_go=dataset.return_to_go[here],
+        statistics=dataset.statistics,
+        size=np.int32(num_rows),  # type: ignore[arg-type]
+    )
 
 
 def returns_to_go(reward: np.ndarray) -> np.ndarray:

@@ -47,10 +47,12 @@ class DataConfig:
     expert: str = ""  # a second data set, of an expert: it fills the memory of `reframe`
     num_expert_episodes: int = 0  # only the first so many; 0: all
     mix_expert: bool = False  # the expert's episodes are added to those that are learned from
+    block_steps: int = 0  # so many steps are on the device at a time, other ones in each chunk of updates; 0: all
 
     def __post_init__(self) -> None:
         _at_least("data.num_episodes", self.num_episodes, 0)
         _at_least("data.num_expert_episodes", self.num_expert_episodes, 0)
+        _at_least("data.block_steps", self.block_steps, 0)
         if self.mix_expert and not self.expert:
             raise ConfigError("data.mix_expert adds the episodes of data.expert, which is empty")
 
@@ -123,6 +125,8 @@ class RunConfig:
         for name, every in (("evaluation.every", self.evaluation.every), ("checkpoint.every", self.checkpoint.every)):
             if 0 < every < self.num_updates:  # a longer interval is that of a longer run: only the end is due
                 _divides(name, every, "num_updates", self.num_updates)
+        if self.data.block_steps and self.env.backend != "jax":
+            raise ConfigError("data.block_steps must be 0 unless env.backend is 'jax'")
         if self.log.chunk:
             what = "num_updates, evaluation.every and checkpoint.every"
             _divides("log.chunk", self.log.chunk, what, self._shared_interval)

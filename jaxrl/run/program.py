@@ -89,7 +89,8 @@ def load_run_datasets(run: RunConfig, spec: EnvSpec) -> dict[str, PyTree]:
             recording = joined(recording, expert) if run.data.mix_expert else recording
             if algorithms.find(run.algorithm).expert:
                 found["expert"] = load_dataset(expert, progress=True)
-        return {"dataset": load_dataset(recording, progress=True)} | found
+        on_host = run.data.block_steps > 0
+        return {"dataset": load_dataset(recording, progress=True, on_host=on_host)} | found
     except ImportError as error:
         raise ConfigError(str(error)) from error
 
@@ -151,7 +152,8 @@ class Program:
         if any(member.env != run.env for member in runs):
             env_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_env(member)[1] for member in runs])
             data_axes = Data(env_params=0, dataset=None, frozen=None)
-        self.data = Data(env_params, **datasets)
+        self._dataset = datasets["dataset"] if run.data.block_steps else None
+        self.data = self._with_block(Data(env_params, **datasets), 0)
         self.evaluates = self.agent.act is not None
         if self.evaluates:
             max_episode_steps(run, env)
@@ -207,9 +209,21 @@ class Program:
 
     def chunk(self, state: PyTree) -> tuple[PyTree, Any]:
         """`run.chunk` updates; `state` is donated. Metrics lead with rows, before them with members if batched."""
+        if self._dataset is not None:  # by the counter, so that a run that resumes reads what it would have read
+            num_updates = int(jax.device_get(state.num_updates).reshape(-1)[0])
+            self.data = self._with_block(self.data, num_updates // self.run.chunk)
         result = self._chunk.result()(state, self.hparams, self.data)
         self.prepare_evaluation()
         return result
+
+    def _with_block(self, data: Data, turn: int) -> Data:
+        """`data` with the part of the data set that a chunk reads, where it is swapped."""
+        if self._dataset is None:
+            return data
+        from jaxrl.data.dataset import block
+
+        part = block(self._dataset, self.run.data.block_steps, turn)
+        return dataclasses.replace(data, dataset=jax.tree.map(jnp.asarray, part))
 
     def evaluate(self, state: PyTree) -> Episodes:
         """The evaluation episodes of the configuration."""

@@ -151,21 +151,21 @@ def study_setting(
     arena = Arena(runs[REFRAME])
     policies = arena.policies(arms[REFRAME].states)
 
-    def watch(name: str, changed: ReframePolicy) -> Arrays:
+    def played(name: str, changed: ReframePolicy) -> Arrays:
         return laboratory.measure(label(setting, name), lambda: arena.watch(changed))
 
-    watched = watch(REFRAME, policies)
+    watched = played(REFRAME, policies)
     if scale.half_target:
         half = np.full_like(policies.target_return, target_return(recording, 0.5))
-        returns = watch(f"{REFRAME}, half the target", dataclasses.replace(policies, target_return=half))["return"]
+        returns = played(f"{REFRAME}, half the target", dataclasses.replace(policies, target_return=half))["return"]
         scores[f"{REFRAME}, half the target"] = score(returns, recording)
     if setting in scale.controls:
         found = laboratory.measure(label(setting, NEAREST), lambda: arena.nearest(policies))
         scores[NEAREST] = score(found["return"], recording)
     if setting in scale.ablations:
         keys = jax.random.split(jax.random.key(0), scale.num_seeds)
-        scores[SHUFFLED] = score(watch(SHUFFLED, jax.vmap(shuffled)(policies, keys))["return"], recording)
-        scores[DETACHED] = score(watch(DETACHED, detached(policies))["return"], recording)
+        scores[SHUFFLED] = score(played(SHUFFLED, jax.vmap(shuffled)(policies, keys))["return"], recording)
+        scores[DETACHED] = score(played(DETACHED, detached(policies))["return"], recording)
     return scores, watched, arms[REFRAME]
 
 
@@ -325,9 +325,10 @@ def plain_transformer(
     )  # fmt: skip
 
 
-def middle(values: np.ndarray | None) -> Any:
+def middle(values: np.ndarray | None) -> Interval:
     """Interquartile mean and its interval; NaN where the arm was not trained."""
-    return float("nan") if values is None else stratified_bootstrap(interquartile_mean, values)
+    nothing = float("nan")
+    return Interval(nothing, nothing, nothing) if values is None else stratified_bootstrap(interquartile_mean, values)
 
 
 def gain(ours: np.ndarray, theirs: np.ndarray) -> Interval:

@@ -113,9 +113,11 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A cell as text: three decimals, the bounds of an interval in brackets."""
+    """A cell as text: three decimals, the bounds of an interval in brackets, what was not measured as a dash."""
     if isinstance(value, Interval):
         estimate, low, high = map(float, value)
+        if math.isnan(estimate):
+            return "-"
         bounds = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
         return f"{estimate:.3f}{bounds}"
     if isinstance(value, float):
