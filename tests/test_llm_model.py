@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl import llm
 from jaxrl.llm.config import FAMILIES, RopeScaling, preset
 from jaxrl.llm.hf_config import from_hf, to_hf
 from jaxrl.llm.model import TransformerLM, log_prob_and_entropy
@@ -190,6 +191,12 @@ def test_unsupported_configurations_are_named(changes, message):
     source = {**to_hf(tiny("qwen3")), **changes}
     with pytest.raises(ValueError, match=message):
         from_hf(source)
+
+
+def test_public_names_are_found():
+    assert all(getattr(llm, name) is not None for name in llm.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'generat'"):
+        llm.generat  # noqa: B018
 
 
 def test_settings_that_cannot_be_used_are_refused():

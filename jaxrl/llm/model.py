@@ -168,7 +168,8 @@ class TransformerLM:
             temperature: divides the logits.
 
         Returns:
-            Log-probabilities and entropies, f32 `[B, T]`; 0 for the first token of a row, before which is nothing.
+            Log-probabilities and entropies, f32 `[B, T]`; 0 for the first token of a row, before which is nothing. Of
+            padding, and of the first token after it, they mean nothing.
         """
         hidden, _ = self.apply(params, tokens, valid=valid, return_hidden=True)
         return self.log_probs_of_hidden(params, hidden, tokens, temperature)
