@@ -1,0 +1,107 @@
+"""Conversations with an environment in token space: what is trained on is what was sampled."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_jax.core import Environment, EnvParams, time_step
+from envs_jax.spaces import Discrete
+from jaxrl.llm.chat import ROLES
+from jaxrl.llm.model import TransformerLM
+from jaxrl.llm.rollout import rollout
+from jaxrl.llm.sampling import make_sampling
+from llm_models import random_params, tiny
+
+MODEL = TransformerLM(tiny())
+VOCAB = MODEL.config.vocab_size
+LENGTH = 8
+PROMPT, AGENT, TOOL, PAD = (ROLES.index(role) for role in ("prompt", "agent", "tool", "pad"))
+
+
+@struct.dataclass
+class EchoState:
+    word: jax.Array
+    last: jax.Array
+    length: jax.Array
+
+
+class Echo(Environment[EchoState, EnvParams]):
+    """0, a word, two tokens of the agent, the second one plus one as a tool's answer, one more of the agent.
+
+    An even first token of the agent ends the conversation at once. The reward is the last token's distance to the word.
+    """
+
+    @property
+    def default_params(self):
+        return EnvParams()
+
+    def action_space(self, params):
+        return Discrete(VOCAB)
+
+    def reset(self, key, params):
+        zero = jnp.zeros((), jnp.int32)
+        state = EchoState(jax.random.randint(key, (), 1, VOCAB, jnp.int32), zero, zero + 1)
+        return state, time_step(jnp.array([0, 0], jnp.int32), info={"role": zero + PROMPT})
+
+    def step(self, key, state, action, params):
+        agent = (state.length == 2) | (state.length == 3) | (state.length == 5)
+        other = jnp.where(state.length == 1, state.word, (state.last + 1) % VOCAB)
+        token = jnp.where(agent, action, other)
+        role = jnp.where(agent, AGENT, jnp.where(state.length == 1, PROMPT, TOOL)).astype(jnp.int32)
+        length = state.length + 1
+        ended = (length == 6) | ((length == 3) & (token % 2 == 0))
+        speaks = (length == 2) | (length == 3) | (length == 5)
+        reward = jnp.where(ended, jnp.abs(token - state.word).astype(jnp.float32), 0.0)
+        observation = jnp.stack([token, speaks.astype(jnp.int32)])
+        return EchoState(state.word, token, length), time_step(observation, reward, ended, info={"role": role})
+
+
+def hold(params, reset_keys, key):
+    settings = {"max_length": LENGTH, "sampling": make_sampling(temperature=0.9), "pad_id": VOCAB - 1}
+    return rollout(MODEL, params, Echo(), EnvParams(), reset_keys, key, **settings)
+
+
+@functools.cache
+def held():
+    keys = jnp.repeat(jax.random.split(jax.random.key(1), 4), 4)
+    params = random_params(MODEL.config, scale=0.2)
+    return params, keys, jax.jit(hold)(params, keys, jax.random.key(2))
+
+
+def test_roles_masks_and_padding():
+    _, _, talk = held()
+    short = np.asarray(talk.tokens[:, 2] % 2 == 0)
+    assert 0 < short.sum() < len(short)
+    for row, ends_early in enumerate(short):
+        length = 3 if ends_early else 6
+        roles = [PROMPT, PROMPT, AGENT, AGENT, TOOL, AGENT][:length] + [PAD] * (LENGTH - length)
+        assert talk.roles[row].tolist() == roles
+        assert talk.mask[row].tolist() == [role == AGENT for role in roles]
+        assert talk.valid[row].tolist() == [role != PAD for role in roles]
+        assert (talk.tokens[row, length:] == VOCAB - 1).all()
+        if not ends_early:
+            assert talk.tokens[row, 4] == (talk.tokens[row, 3] + 1) % VOCAB
+        assert talk.rewards[row, length - 1] == abs(int(talk.tokens[row, length - 1]) - int(talk.tokens[row, 1]))
+        assert talk.rewards[row].sum() == talk.rewards[row, length - 1]
+    assert talk.terminated.all()
+    groups = talk.tokens.reshape(4, 4, LENGTH)
+    assert (groups[:, :, 1] == groups[:, :1, 1]).all()
+    assert len(np.unique(talk.tokens[:, 2])) > 3
+
+
+def test_log_probs_are_those_of_the_training_pass():
+    params, _, talk = held()
+    whole, _ = jax.jit(MODEL.token_log_probs)(params, talk.tokens, talk.valid)
+    np.testing.assert_allclose(talk.log_probs, np.where(talk.mask, whole, 0.0), atol=1e-5)
+    warm, _ = jax.jit(MODEL.token_log_probs)(params, talk.tokens, talk.valid, 0.9)
+    np.testing.assert_allclose(talk.behaviour_log_probs, np.where(talk.mask, warm, 0.0), atol=1e-5)
+
+
+def test_nothing_leaves_the_device():
+    params, keys, _ = held()
+    text = str(jax.make_jaxpr(hold)(params, keys, jax.random.key(2)))
+    assert "scan" in text
+    assert "callback" not in text
