@@ -137,6 +137,7 @@ def test_adapters_that_do_not_fit_are_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT reads what transformers has deprecated
 @pytest.mark.skipif(not installed, reason="needs torch, transformers and peft")
 @pytest.mark.parametrize("name", ["qwen3", "llama_biases", "gpt2"])
 def test_beside_peft(name, tmp_path):
