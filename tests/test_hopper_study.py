@@ -76,7 +76,8 @@ def test_the_study_measures_what_it_promises(tiny_study):
         assert row["episodes with A above rated"].estimate >= row["A above destructive"].estimate
     for row in report.tables["motors"]:
         assert row["electrical J"].estimate > row["mechanical J"].estimate
-    assert {row["physics"] for row in report.tables["other_physics"]} == {"C MuJoCo, 0.5 ms, 100 iterations", "planar"}
+    mujoco = "C MuJoCo, 0.5 ms, 100 iterations"
+    assert {row["physics"] for row in report.tables["other_physics"]} == {mujoco, f"{mujoco}, roll not held", "planar"}
     assert all(claim.holds is None for claim in report.claims)  # four updates decide nothing
     assert {path.name for path in (out / "figures").iterdir()} == set(report.figures)
     assert json.loads((out / "results.json").read_text())["tables"]["success"]

@@ -37,6 +37,8 @@ class Pose:
 class Physics(Protocol):
     """What the environment asks of a back end; J joints are driven. `motion` is a tree of the back end's own."""
 
+    num_joints: int  # J: the first of knee, ankle pitch and ankle roll
+
     def __init__(self, hopper: Hopper) -> None: ...
 
     def place(self, params: Params, pose: Pose) -> PyTree:
@@ -72,6 +74,8 @@ class Physics(Protocol):
 
 class Planar:
     """The sagittal plane alone. The roll joint stays at 0, and its action acts on nothing; nothing goes astray."""
+
+    num_joints = 2
 
     def __init__(self, hopper: Hopper):
         del hopper  # all that it needs is among the parameters

@@ -27,7 +27,7 @@ def describe(env: HopperFlip) -> dict[str, Any]:
             "sign": SIGNS[name],
             "range_rad": list(joint.range),
             "nominal_rad": joint.nominal,
-            "action_scale_rad": joint.action_scale,
+            "action_scale_rad": joint.action_scale if name in JOINTS[: env.physics.num_joints] else 0.0,
             "proportional_gain_Nm_per_rad": joint.proportional_gain,
             "derivative_gain_Nms_per_rad": joint.derivative_gain,
         }

@@ -95,7 +95,10 @@ class HopperFlip(Environment[State, Params]):
             "load_definition": load_definition, "start": start,
         }  # fmt: skip
         self.weights = dict(weights or {})
-        self.params = make_params(self.hopper, self.weights, **self.choices)
+        params = make_params(self.hopper, self.weights, **self.choices)
+        # What a policy says of a joint that its physics lacks means nothing: wherever else it plays, it is held.
+        moved = jnp.arange(3) < self.physics.num_joints
+        self.params = dataclasses.replace(params, action_scale=jnp.where(moved, params.action_scale, 0.0))
         self.joint_ranges = np.asarray(self.hopper.table("joints", "range"), np.float32)
 
     @property

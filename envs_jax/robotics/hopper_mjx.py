@@ -56,6 +56,8 @@ class Mjx:
     See `hopper_mjcf.model_fields` for what goes along with them and what stays nominal.
     """
 
+    num_joints = 3
+
     def __init__(self, hopper: Hopper):
         self.hopper = hopper
         compiled = make_model(hopper)

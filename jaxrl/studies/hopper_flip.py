@@ -108,7 +108,8 @@ def run(laboratory: Laboratory, scale: Scale, report: Report) -> None:
             "Only contact changes the momentum; the net rotation until then is 0."
         ))  # fmt: skip
     report.table("other_physics", _replays(replayed), (
-        f"The policies of E2, {scale.replays} episodes each, trained in the plane and played by other physics."
+        f"The policies of E2, {scale.replays} episodes each, trained in the plane and played by other physics with "
+        "the roll joint held, which the plane does not have."
     ))  # fmt: skip
     _claims(report, measured, scale)
     draw_all(laboratory, report, arms, measured)
@@ -225,6 +226,14 @@ def _claims(report: Report, measured: dict[str, Arrays], scale: Scale) -> None:
                 f"success {success[ours].mean():.2f} against {success[theirs].mean():.2f}, gain {_text(gain)}",
                 "gain above 0 with its interval", bool(gain.low > 0),
             )  # fmt: skip
+    if "E7-base" in measured:
+        base, whole = (_of(measured[name], "rotation reward").mean() for name in ("E7-base", "E7-centroidal"))
+        turned = np.abs(_of(measured["E7-base"], "turns in flight")).max()
+        add(
+            "1. Without momentum the base's rate can be collected all the same, the centroidal rate cannot",
+            f"rotation reward {base:.0f} against {whole:.1f}; net turns in flight at most {turned:.2f}",
+            "base above 50, centroidal below 5, turns below 0.05", bool(base > 50 and whole < 5 and turned < 0.05),
+        )  # fmt: skip
     without, clipped = (_of(measured["E3"], "success", way) for way in (AS_TRAINED, NOMINAL))
     drop = _difference(without, clipped)
     add(
