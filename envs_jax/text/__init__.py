@@ -1,0 +1,1 @@
+"""Environments that speak in tokens or in text."""
