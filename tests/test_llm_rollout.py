@@ -9,7 +9,9 @@ from flax import struct
 
 from envs_jax.core import Environment, EnvParams, time_step
 from envs_jax.spaces import Discrete
+from envs_jax.text.tool_desk import MAX_LENGTH, PROMPT_LENGTH, ToolDesk
 from jaxrl.llm.chat import ROLES
+from jaxrl.llm.config import preset
 from jaxrl.llm.model import TransformerLM
 from jaxrl.llm.rollout import rollout
 from jaxrl.llm.sampling import make_sampling
@@ -105,3 +107,23 @@ def test_nothing_leaves_the_device():
     text = str(jax.make_jaxpr(hold)(params, keys, jax.random.key(2)))
     assert "scan" in text
     assert "callback" not in text
+
+
+def test_tool_desk_speaks_this_protocol():
+    desk = ToolDesk()
+    model = TransformerLM(preset("nano", num_layers=1))
+    params = random_params(model.config, scale=0.1)
+
+    @jax.jit
+    def hold(params, reset_keys, key):
+        settings = {"max_length": MAX_LENGTH, "sampling": make_sampling()}
+        return rollout(model, params, desk, desk.default_params, reset_keys, key, **settings)
+
+    talk = hold(params, jax.random.split(jax.random.key(0), 8), jax.random.key(1))
+    assert (talk.roles[:, :PROMPT_LENGTH] == PROMPT).all()
+    assert talk.mask[:, PROMPT_LENGTH].all()
+    assert not talk.mask[:, :PROMPT_LENGTH].any()
+    assert talk.terminated.all()
+    assert np.isin(talk.rewards.sum(axis=1), [-1.0, 0.0]).all()
+    whole, _ = jax.jit(model.token_log_probs)(params, talk.tokens, talk.valid)
+    np.testing.assert_allclose(talk.log_probs, np.where(talk.mask, whole, 0.0), atol=1e-5)
