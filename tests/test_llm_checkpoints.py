@@ -31,7 +31,10 @@ def test_round_trips_are_exact(family, tmp_path):
     assert_same(read, params)
     save_hf(tmp_path / "b", read_config, read)
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
-    assert json.loads((tmp_path / "a" / "generation_config.json").read_text()) == {"eos_token_id": 2}
+    generation = tmp_path / "a" / "generation_config.json"
+    assert json.loads(generation.read_text()) == {"eos_token_id": 2}
+    generation.write_text('{"eos_token_id": [2, 5]}')  # as chat models add the end of a turn
+    assert load_hf(tmp_path / "a")[0].eos_ids == (2, 5)
 
 
 def test_number_of_tensors_of_each_family():

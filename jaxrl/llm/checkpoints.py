@@ -6,6 +6,7 @@ transposed, (out, in). The tree is stacked by layer; the folder is not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxrl.llm.parameters import Params, flatten, nest, parameter_table, stacked
 from jaxrl.llm.tensor_files import read_tensors, write_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 # Buffers that older files hold beside the weights; nothing of the model is in them.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")
 _LLAMA = {
@@ -107,7 +109,7 @@ def load_hf(
             of them are named.
     """
     folder = Path(folder)
-    config = from_hf(json.loads(_existing(folder / "config.json").read_text()))
+    config = _read_config(folder)
     tensors = _full_names(_read_folder(folder), config)
     rows = tensor_map(config)
     table = parameter_table(config)
@@ -164,10 +166,20 @@ def save_hf(folder: str | Path, config: LMConfig, params: Params, max_shard_byte
     folder.mkdir(parents=True, exist_ok=True)
     written = _write_shards(folder, tensors, max_shard_bytes)
     ids = {key: source[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if source[key] is not None}
-    for name, content in (("config.json", source), ("generation_config.json", ids)):
+    for name, content in (("config.json", source), (GENERATION, ids)):
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
         written.append(folder / name)
     return written
+
+
+def _read_config(folder: Path) -> LMConfig:
+    """config.json, with the ends of a text that generation_config.json adds: chat models often name more there."""
+    config = from_hf(json.loads(_existing(folder / "config.json").read_text()))
+    if not (folder / GENERATION).is_file():
+        return config
+    more = json.loads((folder / GENERATION).read_text()).get("eos_token_id")
+    more = [] if more is None else [more] if isinstance(more, int) else more
+    return dataclasses.replace(config, eos_ids=tuple(dict.fromkeys([*config.eos_ids, *more])))
 
 
 def _reader(
