@@ -104,7 +104,7 @@ def load_state(path: str | Path, overrides: Sequence[str] = ()) -> tuple[PyTree,
             `"hparams.target_return=3600"` of a Decision Transformer.
     """
     folder, checkpoint = find_checkpoint(path)
-    run = folder.load_run(overrides)
+    run = folder.load_run(tuple(overrides))
     data = load_data(run, dataset=False)
     program_state = jax.eval_shape(make_algorithm(run).init, jax.random.key(0), run.hparams, data)
     state = restore(checkpoint, program_state)[0]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrl.results.figures import draw_bars
 from jaxrl.results.plot import draw_curves
-from jaxrl.results.stats import interquartile_mean, stratified_bootstrap
+from jaxrl.results.stats import Interval, interquartile_mean, stratified_bootstrap
 from jaxrl.studies.laboratory import Arm, Arrays, Laboratory
 from jaxrl.studies.reframe_arms import MIXED, PLAIN, REFRAME, Scale
 from jaxrl.studies.report import Report
@@ -28,7 +28,7 @@ def draw_all(
         report.figure(file, caption)
         return str(laboratory.out / "figures" / file)
 
-    def middle(values: np.ndarray) -> object:
+    def middle(values: np.ndarray) -> Interval:
         return stratified_bootstrap(interquartile_mean, values)
 
     draw_bars(
