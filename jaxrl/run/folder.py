@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class RunFolder:
         rows = [row for row in map(json.loads, lines) if row.get("update") == update]
         return {name: value for row in rows for name, value in row.items() if name.startswith("evaluation/")}
 
-    def load_run(self, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    def load_run(self, overrides: Sequence[str] = ()) -> RunConfig:
         """The run of this folder, with overrides.
 
         Raises:
