@@ -34,6 +34,7 @@ _CATALOGUE = (
     ("brax-walker2d", "envs_jax.adapters.brax:Brax", {"task": "walker2d"}, "Brax's walker: run on two legs"),
     ("brax-halfcheetah", "envs_jax.adapters.brax:Brax", {"task": "halfcheetah"}, "Brax's half cheetah: run"),
     ("matrix-game", "envs_jax.games.matrix_game:MatrixGame", {}, "Two roles, one simultaneous choice, known solutions"),
+    ("tool-desk", "envs_jax.text.tool_desk:ToolDesk", {}, "Plan calls of tools, token by token, to answer a query"),
 )
 for _name, _factory, _options, _summary in _CATALOGUE:
     registry.register(_name, _factory, options=_options, summary=_summary)

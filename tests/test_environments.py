@@ -15,7 +15,8 @@ from envs_jax.testing import check_environment
 
 # Variants of an environment whose first one stays in the fast set.
 VARIANTS = ("flipit", "poolflip-r1", "poolflip-r10", "cyborg-cage2-extended", "cyborg-network", "cyborg-duel")
-SLOW = (*VARIANTS, "hopper-flip", "brax-hopper", "brax-walker2d", "brax-halfcheetah")  # physics: see their own tests
+# Physics, and what its own tests hold to the protocol too.
+SLOW = (*VARIANTS, "hopper-flip", "brax-hopper", "brax-walker2d", "brax-halfcheetah", "tool-desk")
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in envs_jax.names()]
 
 

@@ -61,6 +61,8 @@ class ToolDeskParams(EnvParams):
     completeness_weight: Array = constant(1.0)
     answer_weight: Array = constant(0.0)  # needs `answers`
     verifiable_share: Array = constant(1.0)  # of queries whose answer can be rewarded
+    skip_probability: Array = constant(0.25)  # of a demonstration to leave out a goal
+    repeat_probability: Array = constant(0.2)  # of a demonstration to make a call twice
 
 
 class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
@@ -170,6 +172,10 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
         )
         finished = (state.num_answered == state.num_goals) if self.answers else answers
         return state, self._show(state, token, role, invalid | exhausted | finished, params)
+
+    def demonstrate(self, key: Array, state: ToolDeskState, params: ToolDeskParams) -> Array:
+        """The planner's tokens of a demonstration with faults, from a state that `reset` gave; see `teacher`."""
+        return teacher(key, state, params.skip_probability, params.repeat_probability)
 
     def _run(self, state: ToolDeskState, tool: Array, argument: Array) -> tuple[Array, Array, Array]:
         """A tool's result token, the fact it tells bool `[6, 10]`, and whether its argument was of the right kind."""
