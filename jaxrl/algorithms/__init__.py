@@ -16,6 +16,7 @@ ALGORITHMS = {
         "Decision Transformer on a data set, continuous actions",
     ),
     "reframe": ("jaxrl.algorithms.reframe:REFRAME", "Decision Transformer that looks things up in an expert's memory"),
+    "sft": ("jaxrl.algorithms.sft:SFT", "Supervised fine-tuning of a language model by demonstrations"),
 }
 
 
