@@ -95,7 +95,7 @@ def _summary(env: HopperFlip, params: Params, info: dict[str, jax.Array], alive:
 
     contact, gear, impulse = loads("load_contact"), loads("load_gear"), loads("impulse")
     over = {
-        f"{kind} above {limit}": jnp.mean(jnp.any(load > getattr(params, f"{limit}_load"), axis=(0, 2)))
+        f"{kind} above {limit}": jnp.mean(jnp.any(load > getattr(params, f"{limit}_load")[None, None], axis=(0, 2)))
         for kind, load in (("contact load", contact), ("gear load", gear))
         for limit in ("rated", "destructive")
     }
