@@ -10,7 +10,9 @@ import pytest
 import envs_jax
 import jaxrl
 from envs_jax.text.tool_desk import ANSWER, PROMPT_LENGTH
-from jaxrl.algorithms.sft import SFTConfig, SFTHParams, demonstrate, make_sft
+from jaxrl.algorithms.sft import SFT, SFTConfig, SFTHParams, demonstrate, make_sft, recorded
+from jaxrl.data.dataset import load_dataset
+from jaxrl.data.recording import Episode, Header, from_episodes
 from jaxrl.llm.config import preset
 from jaxrl.loop import scan_updates
 from jaxrl.run.config import load_config
@@ -41,10 +43,15 @@ def trainer():
     return agent, lambda key, **values: train(key, jax.tree.map(jnp.float32, SFTHParams(**values)), data)
 
 
-def test_demonstrations():
+@functools.cache
+def demonstrations():
     env, data = desk()
     keys = jax.random.split(jax.random.key(1), 32)
-    shown = compiled(lambda keys: demonstrate(env, data.env_params, keys, env.max_steps + 1))(keys)
+    return compiled(lambda keys: demonstrate(env, data.env_params, keys, env.max_steps + 1))(keys)
+
+
+def test_demonstrations():
+    shown = demonstrations()
     np.testing.assert_allclose(shown.returns, 1.0, atol=1e-6)
     tokens, mask, valid = (np.asarray(leaf) for leaf in (shown.tokens, shown.mask, shown.valid))
     assert not mask[:, :PROMPT_LENGTH].any()
@@ -57,6 +64,32 @@ def test_demonstrations():
         spoken = np.arange(length - PROMPT_LENGTH) % 4 != 3
         np.testing.assert_array_equal(mask[row, PROMPT_LENGTH:length], spoken)
         assert not mask[row, length:].any()
+
+
+def test_conversations_of_a_data_set():
+    env, data = desk()
+    length, shown = env.max_steps + 1, demonstrations()
+    episodes = []
+    for tokens, valid, mask in zip(*(np.asarray(leaf) for leaf in (shown.tokens, shown.valid, shown.mask))):
+        steps = valid.sum() - 1
+        speaks = np.append(mask[1:], False)
+        observation, last = np.stack([tokens, speaks], axis=1)[: steps + 1], np.arange(steps) == steps - 1
+        episodes.append(Episode(observation, tokens[1 : steps + 1], last * 1.0, last, np.zeros(steps, bool)))
+    header = Header(env.observation_space(data.env_params), env.action_space(data.env_params))
+    dataset = load_dataset(from_episodes(episodes, header))
+    ends = jnp.cumsum(jnp.array([len(episode.reward) for episode in episodes])) - 1
+    again = recorded(dataset, ends, length)
+    jax.tree.map(np.testing.assert_array_equal, (again.tokens, again.valid, again.mask),
+                 (shown.tokens, shown.valid, shown.mask))  # fmt: skip
+    assert (again.returns == 1.0).all()
+    agent, hparams = make_sft(CONFIG, env), SFTHParams()
+    shape = jax.eval_shape(lambda key: agent.update(agent.init(key, hparams, data), hparams, Data(dataset=dataset)),
+                           jax.random.key(0))  # fmt: skip
+    assert shape[1]["loss/imitation"].shape == ()
+    assert SFT.specialise({"data": {"name": "mine.hdf5"}}).offline
+    assert not SFT.specialise({}).offline
+    with pytest.raises(ValueError, match="needs a data set: int has no `demonstrate`"):
+        demonstrate(0, data.env_params, jax.random.split(jax.random.key(0), 2), length)
 
 
 def test_the_loss_falls():
@@ -90,6 +123,7 @@ def test_what_is_refused(config, env, message):
         make_sft(SFTConfig(**config), envs_jax.make(env)[0])
 
 
+@pytest.mark.slow  # the fast set runs it before GRPO
 def test_a_run(tmp_path):
     """Through configuration, log, checkpoint and evaluation; cut and resumed it is the same, bit by bit."""
     quick = ["config.batch_size=4", "config.model.hidden_size=16", "log.every=2",

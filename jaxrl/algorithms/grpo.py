@@ -191,9 +191,8 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
         }
         total = metrics["loss/policy"] - hparams.entropy_cost * mean(entropies, aggregation)
         if batch.reference_log_probs is not None:
-            divergence = kl_estimate(
-                *(jnp.where(batch.mask, x, 0.0) for x in (log_probs, batch.reference_log_probs)), config.kl
-            )
+            reference = jnp.where(batch.mask, batch.reference_log_probs, 0.0)
+            divergence = kl_estimate(jnp.where(batch.mask, log_probs, 0.0), reference, config.kl)
             metrics["reference_kl"] = mean(divergence)
             if variant.advantage != "whitened":  # there it is part of the return
                 total += hparams.kl_cost * mean(divergence, aggregation)

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning of a language model on demonstrations that the environment itself gives.
+"""Supervised fine-tuning of a language model on conversations: it learns what the agent says and reads all the rest.
 
-An environment of tokens that has `demonstrate(key, state, params) -> tokens` is played by its teacher inside the
-compiled program; the model learns the tokens that are the agent's to say, and reads all others. A fixed number of
-demonstrations needs no storage: number i is drawn anew from key i whenever it is read.
+They come from a data set, or from the environment itself: one of tokens that has `demonstrate(key, state, params)` is
+played by its teacher inside the compiled program. A fixed number of such demonstrations needs no storage: number i is
+drawn anew from key i whenever it is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import optax
 from flax import struct
 
 from envs_jax.core import TimeStep
+from jaxrl.data.dataset import Dataset, sample_rows, take_rows, window_rows
 from jaxrl.llm.config import LMConfig, preset
 from jaxrl.llm.learning import adamw, conversation_length
 from jaxrl.llm.losses import aggregate, token_loss
@@ -33,7 +34,7 @@ class SFTConfig:
     """What shapes the program."""
 
     batch_size: int = 64  # conversations of one update
-    num_demonstrations: int = 0  # the set that is learned from; 0: ever new ones
+    num_demonstrations: int = 0  # of the environment's teacher; 0: ever new ones. Not read where there is a data set
     max_length: int = 0  # tokens of a conversation; 0: of the environment's longest
     model: LMConfig = dataclasses.field(default_factory=lambda: preset("nano"))
 
@@ -76,18 +77,17 @@ def make_sft(config: SFTConfig, env: Any) -> Algorithm:
 
     Args:
         config: static settings.
-        env: an environment of tokens, see `jaxrl.llm.rollout`, with `demonstrate(key, state, params)`: the agent's
-            tokens i32 `[N]` from a fresh state, entry i for the i-th token after the agent first speaks.
+        env: an environment of tokens, see `jaxrl.llm.rollout`. Without a data set it needs
+            `demonstrate(key, state, params)`: the agent's tokens i32 `[N]` from a fresh state, the first for where the
+            agent first speaks; entries that fall to the words of others are not read.
 
     Returns:
         An `Algorithm` whose policy samples at temperature 1.
 
     Raises:
-        ValueError: the environment gives no demonstrations or does not fit the model.
+        ValueError: the environment does not fit the model.
     """
     length = conversation_length(env, config.model, config.max_length, "SFT")
-    if not hasattr(env, "demonstrate"):
-        raise ValueError(f"SFT needs an environment with demonstrations, {type(env).__name__} has no `demonstrate`")
     model = TransformerLM(config.model)
     start, act = make_policy(model, make_sampling(), length)
 
@@ -102,14 +102,20 @@ def make_sft(config: SFTConfig, env: Any) -> Algorithm:
         del data
         return unstack_layers(state.params)
 
-    def update(state: SFTState, hparams: SFTHParams, data: Data) -> tuple[SFTState, Metrics]:
-        key, key_batch = jax.random.split(state.key)
+    def draw(state: SFTState, key: Array, data: Data) -> Demonstrations:
+        if data.dataset is not None:
+            rows = sample_rows(data.dataset, key, config.batch_size)  # of whole conversations: by their lengths
+            return recorded(data.dataset, rows, length)
         if config.num_demonstrations:
-            numbers = jax.random.randint(key_batch, (config.batch_size,), 0, config.num_demonstrations)
+            numbers = jax.random.randint(key, (config.batch_size,), 0, config.num_demonstrations)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(state.demonstrations, numbers)
         else:
-            keys = jax.random.split(key_batch, config.batch_size)
-        batch = demonstrate(env, data.env_params, keys, length)
+            keys = jax.random.split(key, config.batch_size)
+        return demonstrate(env, data.env_params, keys, length)
+
+    def update(state: SFTState, hparams: SFTHParams, data: Data) -> tuple[SFTState, Metrics]:
+        key, key_batch = jax.random.split(state.key)
+        batch = draw(state, key_batch, data)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
             logits, _ = model.apply(params, batch.tokens[:, :-1], valid=batch.valid[:, :-1])
@@ -134,7 +140,13 @@ def make_sft(config: SFTConfig, env: Any) -> Algorithm:
 
 
 def demonstrate(env: Any, env_params: Any, keys: Array, length: int) -> Demonstrations:
-    """One conversation of `length` tokens per key `[B]`, played by the environment's teacher; consumes `keys`."""
+    """One conversation of `length` tokens per key `[B]`, played by the environment's teacher; consumes `keys`.
+
+    Raises:
+        ValueError: the environment has no teacher.
+    """
+    if not hasattr(env, "demonstrate"):
+        raise ValueError(f"SFT needs a data set: {type(env).__name__} has no `demonstrate`")
     sampled = EpisodeParams(env, env_params)
     key_draw, key_reset, key_plan, key_steps = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 4))(keys), 1, 0)
 
@@ -163,4 +175,23 @@ def demonstrate(env: Any, env_params: Any, keys: Array, length: int) -> Demonstr
     return sampled.map(play, sampled.draw(key_draw), key_reset, key_plan, key_steps)
 
 
-SFT = Recipe(make_sft, SFTConfig, SFTHParams)
+def recorded(dataset: Dataset, rows: Array, length: int) -> Demonstrations:
+    """The conversations to which the rows i32 `[B]` of a data set belong, each from its beginning."""
+    first = take_rows(dataset.episode_start, rows)
+    window, inside = window_rows(dataset, first, length - 1)
+    before, after = take_rows((dataset.transitions.observation, dataset.transitions.next_observation), window)
+    return Demonstrations(
+        tokens=jnp.concatenate([before[:, :1, 0], jnp.where(inside, after[:, :, 0], 0)], axis=1),
+        valid=jnp.pad(inside, ((0, 0), (1, 0)), constant_values=True),
+        mask=jnp.pad(inside & (before[:, :, 1] != 0), ((0, 0), (1, 0))),
+        returns=take_rows(dataset.return_to_go, first),
+    )
+
+
+def specialise(settings: dict[str, Any]) -> Recipe:
+    """With a data set it is an offline algorithm."""
+    table = settings.get("data")
+    return SFT._replace(specialise=None, offline=isinstance(table, dict) and bool(table.get("name")))
+
+
+SFT = Recipe(make_sft, SFTConfig, SFTHParams, specialise)

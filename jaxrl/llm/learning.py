@@ -25,9 +25,10 @@ def conversation_length(env: Any, model: LMConfig, max_length: int, learner: str
         raise ValueError(f"{learner} plays inside its program: it needs env.backend='jax'")
     space, shape = env.action_space(env.default_params), env.observation_space(env.default_params).shape
     if not isinstance(space, Discrete) or shape != (2,):
-        raise ValueError(f"{learner} needs an environment of tokens (last token, who speaks), got {env!r}")
+        raise ValueError(f"{learner} needs an environment of tokens (last one, who speaks), got {type(env).__name__}")
     if space.num_values != model.vocab_size:
-        raise ValueError(f"config.model.vocab_size must be {space.num_values}, the environment's, got {model.vocab_size}")
+        size, own = space.num_values, model.vocab_size
+        raise ValueError(f"config.model.vocab_size must be {size}, the environment's, got {own}")
     if not max_length and not env.max_steps:
         raise ValueError("config.max_length must be given: this environment does not bound its episodes")
     length = max_length or env.max_steps + 1  # type: ignore[operator]
