@@ -57,6 +57,7 @@ def test_it_acts_like_the_live_policy(onnx, name, tmp_path):
     assert policy.latency(3) > 0
 
 
+@pytest.mark.slow
 def test_three_formats_agree_on_a_thousand_observations(hopper, tmp_path):
     agent, state, data, env = hopper
     policy_params = agent.policy(state, data)

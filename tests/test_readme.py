@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"<!-- runs -->\n```python\n(.*?)```", text, re.DOTALL)
@@ -32,9 +33,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.parametrize(
     "path",
-    # The first shows that notebooks run at all; those of the systems take a minute each.
-    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if i else []) for i, path in enumerate(NOTEBOOKS)],
+    [pytest.param(path, id=path.stem) for path in NOTEBOOKS],
 )
+@pytest.mark.slow
 def test_notebook_runs(path, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
