@@ -7,6 +7,7 @@ N actions. An environment itself has no batch axis, no auto-reset and no Python 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
@@ -117,9 +118,6 @@ class Environment(Generic[StateT, ParamsT]):
     version: ClassVar[int] = 1  # raised when the same key gives another episode
     num_agents: ClassVar[int] = 1
     roles: ClassVar[tuple[str, ...]] = ()  # names of the agents, where they differ
-    # Options of the constructor that change nothing but the default parameters: runs that differ in these alone share
-    # one compiled program.
-    traced_options: ClassVar[tuple[str, ...]] = ()
     # G: parallel environments stand in so many groups of equal size, in order, and every leaf of their parameters leads
     # with G. None: all of them share one set of parameters.
     num_groups: int | None = None
@@ -192,6 +190,15 @@ class Environment(Generic[StateT, ParamsT]):
     def diagram(self) -> str:
         """A picture of such facts, as SVG; nothing by default."""
         return ""
+
+    @classmethod
+    def traced_options(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Options of the constructor that, among `options`, change nothing but the default parameters.
+
+        Runs that differ in these alone share one compiled program.
+        """
+        del options
+        return ()
 
     @property
     def unwrapped(self) -> Environment:

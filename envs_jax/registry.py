@@ -96,7 +96,8 @@ def static_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `make`'s options that shape the program; the others only change the environment's parameters."""
     factory = _factory(_entry(name))
     shaping = {*inspect.signature(factory).parameters, "role", "opponents", "frame_stack"}
-    shaping -= set(getattr(factory, "traced_options", ()))
+    traced = getattr(factory, "traced_options", None)  # a factory may be a plain function
+    shaping -= set(traced(options) if traced else ())
     return {key: value for key, value in options.items() if key in shaping}
 
 

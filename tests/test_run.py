@@ -259,6 +259,9 @@ def test_parameters_of_the_environment_share_a_program(tmp_path):
     # What shapes the program makes groups: options of the constructor, unless it says that it only sets parameters.
     options = {"physics": "planar", "reward": "base", "noise": 0.0, "frame_stack": 3}
     assert registry.static_options("hopper-flip", options) == {"physics": "planar", "frame_stack": 3}
+    for physics, shaping in (("planar", False), ("mjx", True)):
+        options = {"physics": physics, "variant": "light_thigh"}
+        assert ("variant" in registry.static_options("hopper-flip", options)) is shaping
     with pytest.raises(ConfigError, match="at least one seed and one value"):
         jaxrl.sweep(run, [], seeds=1)
 

@@ -18,7 +18,7 @@ from envs_jax.registry import nearest, resolve
 from envs_jax.robotics import transmission_load
 from envs_jax.robotics.hopper_backends import Physics, Pose
 from envs_jax.robotics.hopper_constants import load_constants
-from envs_jax.robotics.hopper_params import Params, make_params, randomise
+from envs_jax.robotics.hopper_params import CHOICES, Params, make_params, randomise
 from envs_jax.robotics.hopper_rewards import Effort, Snapshot, chosen, load, phases, reward_terms
 from envs_jax.spaces import Box
 from envs_jax.timeline import Played
@@ -69,7 +69,6 @@ class HopperFlip(Environment[State, Params]):
     """
 
     frames_per_second = 25.0
-    traced_options = ("variant", "reward", "target", "actuator", "load", "load_definition", "start", "weights")
 
     def __init__(
         self,
@@ -100,6 +99,12 @@ class HopperFlip(Environment[State, Params]):
         moved = jnp.arange(3) < self.physics.num_joints
         self.params = dataclasses.replace(params, action_scale=jnp.where(moved, params.action_scale, 0.0))
         self.joint_ranges = np.asarray(self.hopper.table("joints", "range"), np.float32)
+
+    @classmethod
+    def traced_options(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        # The model in space has inertias of its variant that the parameters do not hold.
+        planar = options.get("physics", "planar") == "planar"
+        return (*CHOICES, "weights", *(["variant"] if planar else []))
 
     @property
     def default_params(self) -> Params:

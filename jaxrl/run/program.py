@@ -151,7 +151,7 @@ class Program:
         data_axes = None
         if any(member.env != run.env for member in runs):
             env_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_env(member)[1] for member in runs])
-            data_axes = Data(env_params=0, dataset=None, frozen=None)
+            data_axes = Data(env_params=0)
         self._dataset = datasets["dataset"] if run.data.block_steps else None
         self.data = self._with_block(Data(env_params, **datasets), 0)
         self.evaluates = self.agent.act is not None
