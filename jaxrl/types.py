@@ -89,7 +89,9 @@ class Data:
 
     env_params: Any = None  # EnvParams
     dataset: PyTree | None = None  # a `jaxrl.data.dataset.Dataset`
-    frozen: PyTree | None = None  # a base model, a reference policy
+    # What learning reads and never changes. Of language models a dictionary: "base" (under adapters, or the weights to
+    # start from), "reference" (of a divergence; without it the base), "reward" (a learned reward).
+    frozen: PyTree | None = None
     expert: PyTree | None = None  # a second `Dataset`, from which a memory is filled
 
 
@@ -108,6 +110,14 @@ class Algorithm(NamedTuple):
     export: Callable[..., Any] | None = None  # (policy_params) -> layers for the NumPy export, see jaxrl.results.export
 
 
+class FrozenModel(NamedTuple):
+    """What an entry of `data.frozen` that `[data]` may name has to be."""
+
+    model: Any  # the model's configuration, as the file has it
+    shape: PyTree  # of the parameters
+    one_of: tuple[str, ...] = ()  # entries of which training needs at least one; none: it can do without
+
+
 class Recipe(NamedTuple):
     """What a configuration file needs to know of an algorithm: how to build it and what may be set."""
 
@@ -119,6 +129,8 @@ class Recipe(NamedTuple):
     specialise: Callable[[dict[str, Any]], Recipe] | None = None
     offline: bool = False  # it learns from a data set, which `[data]` names, and never plays but to be evaluated
     expert: bool = False  # it also reads the expert's data set, `data.expert`
+    # (config) -> the models that `[data]` may name, by their names in `data.frozen`
+    frozen: Callable[[Any], dict[str, FrozenModel]] | None = None
 
 
 def hparam(default: float, low: float = -math.inf, high: float = math.inf) -> Any:

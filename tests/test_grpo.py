@@ -108,12 +108,12 @@ def test_a_reference_holds_the_policy():
     agent, train = trainer(40, kl="k3", num_epochs=2, num_minibatches=2)
     params = BanditParams()
     reference = agent.init(jax.random.key(0), settings(), Data(params)).params
-    data = Data(params, frozen=reference)
+    data = Data(params, frozen={"reference": reference})
     _, _, free = train(jax.random.key(0), settings(learning_rate=2e-2, kl_cost=0.0), data)
     _, _, held = train(jax.random.key(0), settings(learning_rate=2e-2, kl_cost=10.0), data)
     assert float(free["reference_kl"][-5:].mean()) > 10 * float(held["reference_kl"][-5:].mean())
     assert float(free["approx_kl"].max()) > 1e-4  # later steps on one batch leave the policy that acted
-    with pytest.raises(ValueError, match="needs a reference"):
+    with pytest.raises(ValueError, match="needs data.frozen"):
         jax.eval_shape(agent.update, agent.init(jax.random.key(0), settings(), data), settings(), Data(params))
 
 

@@ -10,10 +10,11 @@ import pytest
 import envs_jax
 import jaxrl
 from envs_jax.text.tool_desk import ANSWER, PROMPT_LENGTH
-from jaxrl.algorithms.sft import SFT, SFTConfig, SFTHParams, demonstrate, make_sft, recorded
+from jaxrl.algorithms.sft import SFT, SFTConfig, SFTHParams, make_sft
 from jaxrl.data.dataset import load_dataset
 from jaxrl.data.recording import Episode, Header, from_episodes
 from jaxrl.llm.config import preset
+from jaxrl.llm.demonstrations import demonstrate, recorded
 from jaxrl.loop import scan_updates
 from jaxrl.run.config import load_config
 from jaxrl.types import Data

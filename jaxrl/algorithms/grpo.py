@@ -12,12 +12,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from jaxrl.llm.advantages import group_advantages, leave_one_out_advantages, penalised_returns, whiten
-from jaxrl.llm.config import LMConfig, one_of, preset
-from jaxrl.llm.learning import adamw, conversation_length
+from jaxrl.llm.config import one_of
+from jaxrl.llm.learning import (
+    LearnerConfig,
+    LearnerHParams,
+    adamw,
+    conversation_length,
+    frozen_models,
+    gradient_step,
+    init_learned,
+    model_params,
+    model_shape,
+    reference_params,
+)
 from jaxrl.llm.losses import AGGREGATIONS, KL_ESTIMATORS, PolicyLoss, aggregate, kl_estimate, policy_loss
 from jaxrl.llm.model import TransformerLM
 from jaxrl.llm.parameters import Params, unstack_layers
@@ -25,7 +35,7 @@ from jaxrl.llm.rollout import Conversations, make_policy, rollout
 from jaxrl.llm.sampling import Sampling
 from jaxrl.parts.setup import at_least_one
 from jaxrl.parts.shuffle import random_order
-from jaxrl.types import Algorithm, Array, Data, Metrics, Recipe, TrainState, hparam
+from jaxrl.types import Algorithm, Array, Data, FrozenModel, Metrics, Recipe, TrainState, hparam
 
 
 class Variant(NamedTuple):
@@ -45,7 +55,7 @@ VARIANTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(LearnerConfig):
     """What shapes the program."""
 
     num_groups: int = 16  # starts of one update
@@ -55,11 +65,10 @@ class GRPOConfig:
     variant: str = "grpo"
     aggregation: str = ""  # how tokens are averaged; "": as the variant does
     dual_clip: float = 0.0  # bounds the loss of a token with negative advantage; 0: no bound
-    kl: str = ""  # estimator of the divergence from the reference in `data.frozen`; "": there is none
-    max_length: int = 0  # tokens of a conversation; 0: of the environment's longest
-    model: LMConfig = dataclasses.field(default_factory=lambda: preset("nano"))
+    kl: str = ""  # estimator of the divergence from the reference, see `reference_params`; "": there is none
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_one(self, "num_groups", "num_epochs", "num_minibatches")
         one_of("config.variant", self.variant, VARIANTS)
         if self.aggregation:
@@ -68,8 +77,6 @@ class GRPOConfig:
             one_of("config.kl", self.kl, KL_ESTIMATORS)
         if self.group_size < 2:
             raise ValueError(f"config.group_size must be at least 2, got {self.group_size}")
-        if self.max_length < 0:
-            raise ValueError(f"config.max_length must be at least 0, got {self.max_length}")
         if self.num_groups * self.group_size % self.num_minibatches:
             size = self.num_groups * self.group_size
             raise ValueError(f"config.num_minibatches must divide {size} conversations, got {self.num_minibatches}")
@@ -81,13 +88,9 @@ class GRPOConfig:
 
 
 @struct.dataclass
-class GRPOHParams:
+class GRPOHParams(LearnerHParams):
     """What may be traced and swept."""
 
-    learning_rate: Any = hparam(5e-4, low=0.0)
-    anneal_updates: Any = hparam(0.0, low=0.0)  # the learning rate falls linearly to 0 over so many; 0: constant
-    weight_decay: Any = hparam(0.0, low=0.0)  # decoupled (AdamW)
-    max_grad_norm: Any = hparam(1.0, low=0.0)
     clip_low: Any = hparam(0.2, low=0.0, high=1.0)
     clip_high: Any = hparam(0.2, low=0.0)
     kl_cost: Any = hparam(0.04, low=0.0)  # read where `config.kl` names an estimator
@@ -127,20 +130,18 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
     start, act = make_policy(model, Sampling(), length)
 
     def init(key: Array, hparams: GRPOHParams, data: Data) -> TrainState:
-        del data
         key_params, key_state = jax.random.split(key)
-        params, num_updates = model.init(key_params), jnp.zeros((), jnp.int32)
+        params, num_updates = init_learned(config, key_params, data), jnp.zeros((), jnp.int32)
         return TrainState(params, adamw(hparams, num_updates).init(params), key_state, num_updates, rollout=None)
 
     def policy(state: TrainState, data: Data) -> Params:
-        del data
-        return unstack_layers(state.params)
+        return unstack_layers(model_params(config, state.params, data))
 
     def collect(state: TrainState, hparams: GRPOHParams, data: Data) -> tuple[TrainState, Conversations]:
         key, key_reset, key_play = jax.random.split(state.key, 3)
         reset_keys = jnp.repeat(jax.random.split(key_reset, config.num_groups), config.group_size)
         talk = rollout(
-            *(model, state.params, env, data.env_params, reset_keys, key_play),
+            *(model, policy(state, data), env, data.env_params, reset_keys, key_play),
             max_length=length,
             sampling=Sampling(hparams.temperature),
         )
@@ -150,9 +151,8 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
         # Nothing is filtered out when sampling: what a token was drawn from is the model at this temperature.
         old, reference = talk.behaviour_log_probs, None
         if config.kl:
-            if data.frozen is None:
-                raise ValueError(f"config.kl={config.kl!r} needs a reference: its parameters as data.frozen")
-            reference, _ = model.token_log_probs(data.frozen, talk.tokens, talk.valid, hparams.temperature)
+            held = reference_params(data, f"config.kl={config.kl!r}")
+            reference, _ = model.token_log_probs(held, talk.tokens, talk.valid, hparams.temperature)
         returns = jnp.sum(talk.rewards, axis=1)
         if variant.advantage == "whitened":
             penalties = jnp.zeros_like(old)
@@ -206,10 +206,13 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
         def minibatch_step(loop: tuple, rows: Array) -> tuple[tuple, Metrics]:
             params, opt_state = loop
             minibatch = jax.tree.map(lambda leaf: leaf[rows], samples)
-            gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, hparams)
-            change, opt_state = optimizer.update(gradient, opt_state, params)
-            metrics["grad_norm"] = optax.tree.norm(gradient)
-            return (optax.apply_updates(params, change), opt_state), metrics
+            *loop, metrics = gradient_step(
+                optimizer,
+                lambda learned: loss(model_params(config, learned, data), minibatch, hparams),
+                params,
+                opt_state,
+            )
+            return tuple(loop), metrics
 
         def epoch(loop: tuple, key: Array) -> tuple[tuple, Metrics]:
             order = random_order(key, num_conversations).reshape(config.num_minibatches, -1)
@@ -254,4 +257,12 @@ def conversation_metrics(talk: Conversations, group_size: int) -> Metrics:
     }
 
 
-GRPO = Recipe(make_grpo, GRPOConfig, GRPOHParams)
+def grpo_frozen(config: GRPOConfig) -> dict[str, FrozenModel]:
+    """The models that `[data]` may name."""
+    models = frozen_models(config)
+    if config.kl:
+        models["reference"] = FrozenModel(config.model, model_shape(config.model), ("reference", "base"))
+    return models
+
+
+GRPO = Recipe(make_grpo, GRPOConfig, GRPOHParams, frozen=grpo_frozen)

@@ -1,18 +1,49 @@
-"""What algorithms that train language models share: what they ask of an environment, and one step of AdamW."""
+"""What algorithms that train language models share: settings, the weights that learn, and gradient steps."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax import struct
 
 from envs_jax.core import Environment
 from envs_jax.spaces import Discrete
-from jaxrl.llm.config import LMConfig
+from jaxrl.llm.config import LMConfig, preset
+from jaxrl.llm.lora import LoraConfig, attach, init_adapters
+from jaxrl.llm.parameters import Params, init_params
 from jaxrl.parts.schedules import linear_decay
+from jaxrl.types import Data, FrozenModel, Metrics, PyTree, hparam
 
 Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """What shapes the program of every learner."""
+
+    model: LMConfig = dataclasses.field(default_factory=lambda: preset("nano"))
+    lora: LoraConfig | None = None  # adapters learn beside `data.frozen["base"]`; None: all weights do
+    max_length: int = 0  # tokens of a conversation; 0: of the environment's longest
+
+    def __post_init__(self) -> None:
+        if self.max_length < 0:
+            raise ValueError(f"config.max_length must be at least 0, got {self.max_length}")
+
+
+@struct.dataclass
+class LearnerHParams:
+    """What every learner's optimiser may have traced and swept."""
+
+    learning_rate: Any = hparam(5e-4, low=0.0)
+    anneal_updates: Any = hparam(0.0, low=0.0)  # the learning rate falls linearly to 0 over so many; 0: constant
+    weight_decay: Any = hparam(0.0, low=0.0)  # decoupled (AdamW)
+    max_grad_norm: Any = hparam(1.0, low=0.0)
 
 
 def conversation_length(env: Any, model: LMConfig, max_length: int, learner: str) -> int:
@@ -37,6 +68,52 @@ def conversation_length(env: Any, model: LMConfig, max_length: int, learner: str
     return length
 
 
+def frozen_models(config: LearnerConfig) -> dict[str, FrozenModel]:
+    """What `data.frozen` may hold for a learner, see `jaxrl.types.Recipe.frozen`; without a reference."""
+    return {"base": FrozenModel(config.model, model_shape(config.model), ("base",) if config.lora else ())}
+
+
+def model_shape(model: LMConfig) -> PyTree:
+    return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+
+
+def init_learned(config: LearnerConfig, key: Array, data: Data) -> Params:
+    """The weights that learn, f32: adapters, or those of the base, or fresh ones; consumes `key`."""
+    if config.lora is not None:
+        return init_adapters(config.model, config.lora, key)
+    if data.frozen is not None and "base" in data.frozen:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), data.frozen["base"])
+    return init_params(config.model, key)
+
+
+def model_params(config: LearnerConfig, learned: Params, data: Data) -> Params:
+    """The parameters of the whole model, from the weights that learn.
+
+    Raises:
+        ValueError: adapters have no base.
+    """
+    if config.lora is None:
+        return learned
+    return attach(frozen_model(data, "config.lora", "base"), learned, config.lora.scale)
+
+
+def reference_params(data: Data, setting: str) -> Params:
+    """The parameters of the reference; without one those of the base, which under adapters needs no second copy.
+
+    Raises:
+        ValueError: there is neither; `setting` asked for it.
+    """
+    return frozen_model(data, setting, "reference", "base")
+
+
+def frozen_model(data: Data, setting: str, *names: str) -> PyTree:
+    """The first of the entries `names` that `data.frozen` holds; ValueError where it holds none."""
+    for name in names:
+        if data.frozen is not None and name in data.frozen:
+            return data.frozen[name]
+    raise ValueError(f"{setting} needs data.frozen[{' or '.join(map(repr, names))}]")
+
+
 def adamw(hparams: Any, num_updates: Array) -> optax.GradientTransformation:
     """AdamW on a clipped gradient; the learning rate falls linearly to 0 over `hparams.anneal_updates`."""
     return optax.chain(
@@ -45,3 +122,12 @@ def adamw(hparams: Any, num_updates: Array) -> optax.GradientTransformation:
         optax.add_decayed_weights(hparams.weight_decay),
         optax.scale(-hparams.learning_rate * linear_decay(num_updates, hparams.anneal_updates)),
     )
+
+
+def gradient_step(
+    optimizer: optax.GradientTransformation, loss: Callable[[Params], tuple[Array, Metrics]], params: Params, opt: Any
+) -> tuple[Params, Any, Metrics]:
+    """One step down the gradient of `loss(params) -> (loss, metrics)`: parameters, optimiser state, metrics."""
+    gradient, metrics = jax.grad(loss, has_aux=True)(params)
+    change, opt = optimizer.update(gradient, opt, params)
+    return optax.apply_updates(params, change), opt, metrics | {"grad_norm": optax.tree.norm(gradient)}

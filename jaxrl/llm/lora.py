@@ -97,6 +97,13 @@ def merge(params: Params, adapters: Adapters, scale: Array | float) -> Params:
     return {**params, "layers": layers}
 
 
+def merge_attached(params: Params) -> Params:
+    """The same model without adapters: those that `attach` added are merged."""
+    adapters = params["layers"].get("lora", {})
+    layers = {name: group for name, group in params["layers"].items() if name != "lora"}
+    return merge({**params, "layers": layers}, adapters, 1.0)
+
+
 def save_peft(folder: str | Path, config: LMConfig, lora: LoraConfig, adapters: Adapters, base: str = "") -> None:
     """Writes adapter_config.json and adapter_model.safetensors as PEFT reads them; `base` names the base model."""
     folder = Path(folder)

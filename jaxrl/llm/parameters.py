@@ -106,3 +106,10 @@ def unstack_layers(params: Params) -> Params:
     num_layers = jax.tree.leaves(params["layers"])[0].shape[0]
     layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(num_layers))
     return {**params, "layers": layers}
+
+
+def stack_layers(params: Params) -> Params:
+    """What `unstack_layers` was given."""
+    if not isinstance(params["layers"], tuple):
+        return params
+    return {**params, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["layers"])}

@@ -40,7 +40,10 @@ class EnvConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """`[data]`: the data set that an offline algorithm learns from."""
+    """`[data]`: the data set that an offline algorithm learns from, and models that are read and never change.
+
+    A model is a run folder, one of its checkpoints, or a Hugging Face checkpoint folder.
+    """
 
     name: str = ""  # an .hdf5 file, a folder in Minari's form, or the id of a local Minari data set
     num_episodes: int = 0  # only the first so many; 0: all
@@ -48,6 +51,9 @@ class DataConfig:
     num_expert_episodes: int = 0  # only the first so many; 0: all
     mix_expert: bool = False  # the expert's episodes are added to those that are learned from
     block_steps: int = 0  # so many steps are on the device at a time, other ones in each chunk of updates; 0: all
+    base: str = ""  # a model: what adapters stand beside, else what training starts from
+    reference: str = ""  # a model: what a policy is kept close to; without it the base
+    reward: str = ""  # a model: a reward that was learned
 
     def __post_init__(self) -> None:
         _at_least("data.num_episodes", self.num_episodes, 0)
@@ -206,7 +212,15 @@ def make_config(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run
         raise ConfigError(f"data.expert is not read by {run.algorithm!r}: leave it empty, or set data.mix_expert")
     if run.data.name and not recipe.offline:
         raise ConfigError(f"data.name must be empty: {run.algorithm!r} learns from what it plays")
+    for name in named_models(run):
+        if recipe.frozen is None or name not in recipe.frozen(run.config):
+            raise ConfigError(f"data.{name} must be empty: {run.algorithm!r} does not read it with these settings")
     return run
+
+
+def named_models(run: RunConfig) -> dict[str, str]:
+    """The models that `[data]` names: their name in `data.frozen` and where they are."""
+    return {name: path for name in ("base", "reference", "reward") if (path := getattr(run.data, name))}
 
 
 def make_hparams(values: Mapping[str, Any], kind: type, settings: Mapping[str, Any] | None = None) -> Any:

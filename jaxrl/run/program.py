@@ -55,15 +55,19 @@ def load_data(run: RunConfig, *, dataset: bool = True) -> Data:
     """What the training reads and never changes; without the data set where only a trained policy is to act.
 
     Raises:
+        ConfigError: a model that `[data]` names cannot be read, or does not fit; see `jaxrl.run.frozen`.
         DataError: the data set of the configuration is missing, damaged or of another environment.
     """
+    from jaxrl.run.frozen import load_frozen
+
     env_params, spec = None, None
     if run.env.backend == "jax":
         env, env_params = make_env(run)
         spec = env.spec(env_params)
     elif dataset and run.data.name:
         spec = _spaces(run)
-    return Data(env_params, **(load_run_datasets(run, spec) if dataset and spec else {}))
+    datasets = load_run_datasets(run, spec) if dataset and spec else {}
+    return Data(env_params, frozen=load_frozen(run, acting=not dataset), **datasets)
 
 
 def load_run_datasets(run: RunConfig, spec: EnvSpec) -> dict[str, PyTree]:
@@ -143,6 +147,8 @@ class Program:
     """
 
     def __init__(self, runs: Sequence[RunConfig], *, batched: bool):
+        from jaxrl.run.frozen import load_frozen
+
         run = runs[0]
         self.run, self.runs, self.batched = run, list(runs), batched
         env, env_params = make_env(run)
@@ -153,7 +159,7 @@ class Program:
             env_params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[make_env(member)[1] for member in runs])
             data_axes = Data(env_params=0)
         self._dataset = datasets["dataset"] if run.data.block_steps else None
-        self.data = self._with_block(Data(env_params, **datasets), 0)
+        self.data = self._with_block(Data(env_params, frozen=load_frozen(run), **datasets), 0)
         self.evaluates = self.agent.act is not None
         if self.evaluates:
             max_episode_steps(run, env)
