@@ -13,7 +13,7 @@ from jaxrl.algorithms import ALGORITHMS
 ROOT = Path(__file__).parents[1]
 # Each layer imports from its own and from those before it.
 LAYERS = (
-    ("types",),
+    ("types", "distributed"),
     ("parts", "data"),
     ("rollout", "loop"),
     ("llm",),
@@ -22,7 +22,7 @@ LAYERS = (
     ("run", "results"),
     ("studies",),
     ("terminal",),
-    ("cli", "cli_data"),
+    ("cli", "cli_data", "cli_llm"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PROTOCOL = {"envs_jax.core", "envs_jax.spaces", "envs_jax.registry", "envs_jax.versus"}  # what is no environment

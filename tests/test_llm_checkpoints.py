@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxrl.llm.checkpoints import INDEX, WEIGHTS, load_hf, save_hf, tensor_map
 from jaxrl.llm.config import FAMILIES
 from jaxrl.llm.parameters import flatten
+from jaxrl.llm.sharding import RULES, make_mesh
 from jaxrl.llm.tensor_files import read_tensors, write_tensors
 from llm_models import random_params, tiny
 
@@ -63,15 +65,9 @@ def test_leaves_are_placed_on_their_devices(tmp_path):
     config = tiny("qwen3")
     params = random_params(config)
     save_hf(tmp_path, config, params)
-    mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-
-    def sharding(path, leaf):
-        axis = {"attn.q": 2, "mlp.up": 2, "embed": 1}.get(path.removeprefix("layers."))
-        spec = ["tensor" if i == axis else None for i in range(leaf.ndim)]
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
-    flat = flatten(params)
-    placed = load_hf(tmp_path, shardings={path: sharding(path, leaf) for path, leaf in flat.items()})[1]
+    mesh = make_mesh(tensor=2, devices=jax.devices()[:2])
+    rules = RULES | {"embed": P(None, "tensor")}  # 29 words do not divide
+    placed = load_hf(tmp_path, mesh=mesh, rules=rules)[1]
     assert_same(placed, params)
     query = flatten(placed)["layers.attn.q"]
     assert query.addressable_shards[0].data.shape == (2, 32, 2, 16)

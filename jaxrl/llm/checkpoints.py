@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrl.llm.config import LMConfig
 from jaxrl.llm.hf_config import from_hf, to_hf
 from jaxrl.llm.parameters import Params, flatten, nest, parameter_table, stacked_shape
+from jaxrl.llm.sharding import RULES, Rules, model_sharding
 from jaxrl.llm.tensor_files import read_tensors, write_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -89,15 +91,20 @@ def _tensor(config: LMConfig, paths: tuple[str, ...], layer: int | None) -> Tens
 
 
 def load_hf(
-    folder: str | Path, dtype: str | None = None, shardings: Params | None = None, strict: bool = True
+    folder: str | Path,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+    strict: bool = True,
 ) -> tuple[LMConfig, Params]:
     """Reads a checkpoint folder.
 
     Args:
         folder: holds config.json and model.safetensors, or the files named by model.safetensors.index.json.
         dtype: of the parameters; None: as stored.
-        shardings: a `jax.sharding.Sharding` per leaf, None for all on the default device; each device's part is
-            read by itself.
+        mesh: from `jaxrl.llm.sharding.make_mesh`, None for all on the default device; each device's part is read by
+            itself.
+        rules: how parameters lie on the mesh, see `jaxrl.llm.sharding`.
         strict: False lets the buffers of old files (inverse frequencies, causal masks) pass.
 
     Returns:
@@ -106,7 +113,7 @@ def load_hf(
     Raises:
         FileNotFoundError: config.json, the weights or a shard is missing.
         ValueError: the configuration is not supported, or tensors are missing, unknown or of the wrong shape: all
-            of them are named.
+            of them are named. Or the rules do not fit.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -125,7 +132,7 @@ def load_hf(
     for row in rows:
         for path in row.paths:
             sources.setdefault(path, []).append(row)
-    flat_shardings = {} if shardings is None else flatten(shardings)
+    shardings = None if mesh is None else model_sharding(config, mesh, rules)
     flat = {}
     for path, parameter in table.items():
         read = _reader(tensors, sources[path], path, parameter.shape, dtype)
@@ -133,7 +140,7 @@ def load_hf(
         if shardings is None:
             flat[path] = jnp.asarray(read((slice(None),) * len(shape)))
         else:
-            flat[path] = jax.make_array_from_callback(shape, flat_shardings[path], read)
+            flat[path] = jax.make_array_from_callback(shape, shardings[path], read)
     return config, nest(flat)
 
 

@@ -59,6 +59,7 @@ class TransformerLM:
     remat: str = "none"  # what the backward pass computes anew: nothing, a "block" (layer), all but its "dots"
     attention: str = "auto"  # "xla": batched products; "dot_product": jax.nn's; "auto": the former on CPU
     log_prob_chunk: int = 256  # positions whose logits are alive at once in `token_log_probs`
+    sharding: jax.sharding.NamedSharding | None = None  # of hidden states, see `jaxrl.llm.sharding.hidden_sharding`
 
     def __post_init__(self) -> None:
         for name, allowed in _ALLOWED.items():
@@ -121,8 +122,12 @@ class TransformerLM:
             positions = before + count_valid(tokens, valid) if positions is None else positions
             cache, slots, mask = enter_block(cache, valid)
 
-        hidden = params["embed"][tokens].astype(self.compute_dtype)
-        rotation = None
+        embed = params["embed"]
+        if self.sharding is not None:
+            # Gathered from whole rows: where they are split the compiler would rather copy the result to all devices.
+            rows = jax.sharding.PartitionSpec(jax.sharding.PartitionSpec.UNCONSTRAINED, None)
+            embed = jax.lax.with_sharding_constraint(embed, jax.sharding.NamedSharding(self.sharding.mesh, rows))
+        hidden, rotation = self._place(embed[tokens].astype(self.compute_dtype)), None
         if config.position == "learned":
             hidden += params["positions"][positions].astype(self.compute_dtype)
         else:
@@ -197,6 +202,9 @@ class TransformerLM:
         log_probs, entropies = (jnp.pad(leaf, ((0, 0), (1, 0))) for leaf in results)
         return log_probs, entropies
 
+    def _place(self, hidden: Array) -> Array:
+        return hidden if self.sharding is None else jax.lax.with_sharding_constraint(hidden, self.sharding)
+
     def _remat(self, step: Any) -> Any:
         return step if self.remat == "none" else jax.checkpoint(step, policy=_REMAT[self.remat])
 
@@ -210,7 +218,7 @@ class TransformerLM:
             inner = activation(_project(layer, "mlp.gate", rows)) * _project(layer, "mlp.up", rows)
         else:
             inner = activation(_project(layer, "mlp.up", rows))
-        return hidden + _project(layer, "mlp.down", inner).reshape(hidden.shape), present
+        return self._place(hidden + _project(layer, "mlp.down", inner).reshape(hidden.shape)), present
 
     def _attend(self, layer: Params, hidden: Array, rotation: Any, mask: Array, past: Any) -> tuple[Array, Any]:
         batch_size, length, size = hidden.shape
