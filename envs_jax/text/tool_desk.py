@@ -11,58 +11,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from envs_jax.core import Array, Environment, EnvParams, TimeStep, constant, time_step
+from envs_jax.core import Array, Environment, TimeStep, positive_integer, time_step
 from envs_jax.spaces import Discrete, MultiDiscrete
+from envs_jax.text.tool_desk_plans import lookups_needed, teacher
+from envs_jax.text.tool_desk_tokens import (
+    ANSWER,
+    ARGUMENT,
+    BOS,
+    CALL,
+    DESCRIPTION_LENGTH,
+    ERROR,
+    FIRST_ATTRIBUTE,
+    FIRST_ENTITY,
+    FIRST_KEY,
+    FIRST_LOOKUP,
+    FIRST_TOOL,
+    FIRST_VALUE,
+    KEYED_ATTRIBUTES,
+    LOOKUP_OF_ATTRIBUTE,
+    MAX_CALLS,
+    MAX_GOALS,
+    MAX_LENGTH,
+    NAME,
+    NUM_ATTRIBUTES,
+    NUM_ENTITIES,
+    NUM_LOOKUPS,
+    NUM_TOOLS,
+    NUM_VALUES,
+    OPEN,
+    PAD,
+    PROMPT_LENGTH,
+    QUERY,
+    RESULT,
+    ROLE_AGENT,
+    ROLE_PROMPT,
+    ROLE_TOOL,
+    SEPARATOR,
+    VALUES,
+    VOCAB_SIZE,
+    ToolDeskParams,
+    ToolDeskState,
+)
 
-PAD, BOS, QUERY, SEPARATOR, CALL, ANSWER, ERROR = range(7)
-VOCAB_SIZE, NUM_TOOLS, NUM_ENTITIES, NUM_VALUES, NUM_ATTRIBUTES, NUM_LOOKUPS = 64, 8, 10, 16, 6, 2
-FIRST_TOOL, FIRST_ENTITY, FIRST_KEY, FIRST_VALUE, FIRST_ATTRIBUTE = 8, 16, 26, 36, 52
-MAX_GOALS, MAX_CALLS = 3, 7
-PROMPT_LENGTH = 3 + 2 * MAX_GOALS
-MAX_LENGTH = PROMPT_LENGTH + 4 * MAX_CALLS + 1 + MAX_GOALS  # tokens of the longest episode
-KEYED_ATTRIBUTES = 3  # attributes from this one on are found by a key
-LOOKUP_OF_ATTRIBUTE = (0, 0, 0, 0, 0, 1)  # which lookup's keys they are found by; the first three need none
-ROLE_PROMPT, ROLE_AGENT, ROLE_TOOL = 0, 1, 2
-# What the planner says next, or the tool: the phases of a call, and of the answer.
-OPEN, NAME, ARGUMENT, RESULT, VALUES = range(5)
-
-
-@struct.dataclass
-class ToolDeskState:
-    prompt: Array  # i32 [9]
-    goals: Array  # i32 [3, 2]; attribute, entity
-    num_goals: Array  # i32 []
-    keys: Array  # i32 [2, 10]; of each entity under each lookup
-    values: Array  # i32 [6, 10]; of each attribute of each entity
-    verifiable: Array  # bool []; an answer to this query can be checked
-    length: Array  # i32 []; tokens so far
-    phase: Array  # i32 []
-    tool: Array  # i32 []; named in the call under way
-    result: Array  # i32 []; the token a tool says next
-    facts: Array  # bool [6, 10]; found out
-    called: Array  # bool [8, 20]; calls that succeeded, by tool and argument (entities, then keys)
-    num_calls: Array  # i32 []
-    num_repeats: Array  # i32 []
-    num_errors: Array  # i32 []
-    num_right: Array  # i32 []; right values in the answer
-    num_answered: Array  # i32 []
-    stopped: Array  # bool []; the planner has said ANSWER
-    invalid: Array  # bool []; it has said what no plan holds there
-
-
-@struct.dataclass
-class ToolDeskParams(EnvParams):
-    repeat_penalty: Array = constant(0.1)  # per call that had succeeded before
-    error_penalty: Array = constant(0.1)  # per call with the wrong kind of argument
-    max_penalised: Array = constant(5, jnp.int32)  # calls that each of the two counts at most
-    unstopped_factor: Array = constant(0.5)  # of the completeness where the planner did not stop by itself
-    completeness_weight: Array = constant(1.0)
-    answer_weight: Array = constant(0.0)  # needs `answers`
-    verifiable_share: Array = constant(1.0)  # of queries whose answer can be rewarded
-    skip_probability: Array = constant(0.25)  # of a demonstration to leave out a goal
-    repeat_probability: Array = constant(0.2)  # of a demonstration to make a call twice
+__all__ = ["ANSWER", "CALL", "ERROR", "MAX_LENGTH", "PROMPT_LENGTH", "ToolDesk", "ToolDeskParams", "ToolDeskState",
+           "teacher"]  # fmt: skip
+_POOL = 1  # the seed of the fixed queries
 
 
 class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
@@ -71,20 +65,35 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
     - Observation: i32 `[2]`: the last token (0 to 63) and whether the planner says the next one.
     - Action: Discrete(64), the planner's next token; ignored where it does not speak. A call is CALL, a tool, an
       entity or a key; the tool's result follows by itself. ANSWER ends planning, as does an eighth CALL.
-    - Prompt: BOS QUERY, three slots (attribute, entity) or PAD, SEPARATOR.
+    - Prompt: BOS QUERY, three slots (attribute, entity) or PAD, SEPARATOR; with `described_tools`, after BOS, eight
+      pairs of what a tool does (an attribute it tells, or one of two tokens for lookups) and its token.
     - Reward: at the end, `completeness_weight * (c + r)` with c the share of goals found out (or, `strict`, whether all
-      are), halved where the planner did not stop, and r = -0.1 per repeated and per wrong call, at most five of each;
-      with `answers`, plus `answer_weight` where all values said after ANSWER are right. An ill-formed token ends the
-      episode with -1.
+      are), halved where the planner did not stop, and r = -0.1 per repeated and per wrong call, at most five of each,
+      and `-length_penalty` per call more than the query needs; with `answers`, plus `answer_weight` where all values
+      said after ANSWER are right and the answer can be checked. An ill-formed token ends the episode with -1. A judge
+      that errs (`judge_false_positive`, `judge_false_negative`) flips whether a goal counts as found out, each goal by
+      itself, once per episode; only the reward sees it. Keep the penalties of one call below 1/3: a goal is then
+      always worth its call.
     - Ending: terminated after ANSWER (with `answers`, after one value per goal), an ill-formed token, or CALL number 8.
-    - Info: role of the last token; completeness, complete, num_calls, num_repeats, num_errors, invalid, stopped, right.
+    - Info: role of the last token; completeness, complete, num_calls, num_needed (the fewest), precision (calls that
+      were needed over calls), num_repeats, num_errors, invalid, stopped, right.
     """
 
-    max_steps = MAX_LENGTH - 1
+    def __init__(
+        self, strict: bool = False, answers: bool = False, described_tools: bool = False, num_attempts: int = 1
+    ):
+        """Static options.
 
-    def __init__(self, strict: bool = False, answers: bool = False):
-        """`strict`: completeness is all or nothing; `answers`: the planner also answers, one value per goal."""
-        self.strict, self.answers = strict, answers
+        Args:
+            strict: completeness is all or nothing.
+            answers: the planner also answers, one value per goal.
+            described_tools: what each tool does is drawn anew for every query and told in the prompt.
+            num_attempts: a demonstration is the best of so many.
+        """
+        self.strict, self.answers, self.described_tools = strict, answers, described_tools
+        self.num_attempts = positive_integer("num_attempts", num_attempts)
+        self.prompt_length = PROMPT_LENGTH + DESCRIPTION_LENGTH * described_tools
+        self.max_steps = MAX_LENGTH + DESCRIPTION_LENGTH * described_tools - 1
 
     @property
     def default_params(self) -> ToolDeskParams:
@@ -97,22 +106,32 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
         return Discrete(VOCAB_SIZE)
 
     def reset(self, key: Array, params: ToolDeskParams) -> tuple[ToolDeskState, TimeStep]:
+        index = jax.random.randint(jax.random.fold_in(key, 0), (), 0, jnp.maximum(params.num_queries, 1))
+        fixed, pooled = params.num_queries > 0, jax.random.fold_in(jax.random.key(_POOL), index)
+        key = jnp.where(fixed, pooled, key)
         key_goals, key_number, key_keys, key_values, key_verifiable = jax.random.split(key, 5)
+        # The first of the fixed queries are verifiable, so that the share is exact.
+        place = jnp.where(fixed, (index + 0.5) / params.num_queries, jax.random.uniform(key_verifiable))
+        tools = jnp.arange(NUM_TOOLS, dtype=jnp.int32)
+        if self.described_tools:
+            tools = _draw_tools(jax.random.fold_in(key, 1), params.held_out_tools)
         pairs = jax.random.permutation(key_goals, NUM_ATTRIBUTES * NUM_ENTITIES)[:MAX_GOALS].astype(jnp.int32)
         goals = jnp.stack([pairs // NUM_ENTITIES, pairs % NUM_ENTITIES], axis=1)
         num_goals = jax.random.randint(key_number, (), 1, MAX_GOALS + 1, jnp.int32)
         used = jnp.arange(MAX_GOALS)[:, None] < num_goals
         slots = jnp.where(used, goals + jnp.array([[FIRST_ATTRIBUTE, FIRST_ENTITY]], jnp.int32), PAD).reshape(-1)
-        ends = jnp.array([BOS, QUERY, SEPARATOR], jnp.int32)
+        first, query, last = (jnp.array([token], jnp.int32) for token in (BOS, QUERY, SEPARATOR))
+        described = _descriptions(tools) if self.described_tools else jnp.zeros(0, jnp.int32)
         shuffle = jax.vmap(lambda key: jax.random.permutation(key, NUM_ENTITIES))
         zero, false = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         state = ToolDeskState(
-            prompt=jnp.concatenate([ends[:2], slots, ends[2:]]),
+            prompt=jnp.concatenate([first, described, query, slots, last]),
+            tools=tools,
             goals=goals,
             num_goals=num_goals,
             keys=shuffle(jax.random.split(key_keys, NUM_LOOKUPS)).astype(jnp.int32),
             values=jax.random.randint(key_values, (NUM_ATTRIBUTES, NUM_ENTITIES), 0, NUM_VALUES, jnp.int32),
-            verifiable=jax.random.uniform(key_verifiable) < params.verifiable_share,
+            verifiable=place < params.verifiable_share,
             length=zero + 1,
             phase=zero + OPEN,
             tool=zero,
@@ -127,15 +146,16 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
             stopped=false,
             invalid=false,
         )
-        return state, self._show(state, zero + BOS, zero + ROLE_PROMPT, false, params)
+        return state, self._show(state, zero + BOS, zero + ROLE_PROMPT, false, params, jnp.ones(MAX_GOALS))
 
     def step(
         self, key: Array, state: ToolDeskState, action: Array, params: ToolDeskParams
     ) -> tuple[ToolDeskState, TimeStep]:
-        """Appends one token; ignores `key`."""
-        del key
-        in_prompt, told = state.length < PROMPT_LENGTH, state.phase == RESULT
-        said = state.prompt[jnp.minimum(state.length, PROMPT_LENGTH - 1)]
+        """Appends one token; consumes `key`: which calls fail, and where the judge errs."""
+        # Not drawn at reset: the conversations of a group start alike, but a judge errs about each by itself.
+        noise = jax.random.uniform(key, (1 + MAX_GOALS,))
+        in_prompt, told = state.length < self.prompt_length, state.phase == RESULT
+        said = state.prompt[jnp.minimum(state.length, self.prompt_length - 1)]
         token = jnp.where(in_prompt, said, jnp.where(told, state.result, action)).astype(jnp.int32)
         role = jnp.where(in_prompt, ROLE_PROMPT, jnp.where(told, ROLE_TOOL, ROLE_AGENT)).astype(jnp.int32)
 
@@ -149,8 +169,9 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
         exhausted = calls & (state.num_calls == MAX_CALLS)
 
         argument = jnp.clip(argument, 0, 2 * NUM_ENTITIES - 1)
-        result, fact, success = self._run(state, state.tool, argument)
-        success, before = argues & success, state.called[state.tool, argument]
+        result, fact, fitting = self._run(state, state.tool, argument)
+        success = argues & fitting & (noise[0] >= params.failure_probability)
+        before = state.called[state.tool, argument]
         goal = jnp.minimum(state.num_answered, MAX_GOALS - 1)
         expected = FIRST_VALUE + state.values[state.goals[goal, 0], state.goals[goal, 1]]
         phase = jnp.where(calls, NAME, jnp.where(names, ARGUMENT, jnp.where(argues, RESULT, OPEN)))
@@ -158,27 +179,27 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
             state,
             length=state.length + 1,
             phase=jnp.where(answers | answering, VALUES, phase).astype(jnp.int32),
-            tool=jnp.where(names, tool, state.tool),
-            result=jnp.where(argues, result, state.result),
+            tool=jnp.where(names, state.tools[jnp.clip(tool, 0, NUM_TOOLS - 1)], state.tool),
+            result=jnp.where(argues, jnp.where(success, result, ERROR), state.result),
             facts=state.facts | (success & fact),
             called=state.called.at[state.tool, argument].set(before | success),
             num_calls=state.num_calls + argues,
             num_repeats=state.num_repeats + (argues & before),
-            num_errors=state.num_errors + (argues & ~success),
+            num_errors=state.num_errors + (argues & ~fitting),
             num_right=state.num_right + (answering & (token == expected)),
             num_answered=state.num_answered + answering,
             stopped=state.stopped | answers,
             invalid=state.invalid | invalid,
         )
         finished = (state.num_answered == state.num_goals) if self.answers else answers
-        return state, self._show(state, token, role, invalid | exhausted | finished, params)
+        return state, self._show(state, token, role, invalid | exhausted | finished, params, noise[1:])
 
     def demonstrate(self, key: Array, state: ToolDeskState, params: ToolDeskParams) -> Array:
         """The planner's tokens of a demonstration with faults, from a state that `reset` gave; see `teacher`."""
-        return teacher(key, state, params.skip_probability, params.repeat_probability)
+        return teacher(key, state, params.skip_probability, params.repeat_probability, self.num_attempts)
 
     def _run(self, state: ToolDeskState, tool: Array, argument: Array) -> tuple[Array, Array, Array]:
-        """A tool's result token, the fact it tells bool `[6, 10]`, and whether its argument was of the right kind."""
+        """What a call tells: the token, the fact bool `[6, 10]`, and whether its argument was of the right kind."""
         attribute = jnp.clip(tool - NUM_LOOKUPS, 0, NUM_ATTRIBUTES - 1)
         lookup, keyed = tool < NUM_LOOKUPS, (tool >= NUM_LOOKUPS) & (attribute >= KEYED_ATTRIBUTES)
         by_key = argument >= NUM_ENTITIES
@@ -192,25 +213,35 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
             FIRST_VALUE + state.values[attribute, entity],
         )
         fact = (jnp.arange(NUM_ATTRIBUTES) == attribute)[:, None] & (jnp.arange(NUM_ENTITIES) == entity)[None]
-        return jnp.where(success, found, ERROR), fact & ~lookup, success
+        return found, fact & ~lookup, success
 
-    def _show(self, state: ToolDeskState, token: Array, role: Array, ended: Array, params: ToolDeskParams) -> TimeStep:
+    def _show(
+        self, state: ToolDeskState, token: Array, role: Array, ended: Array, params: ToolDeskParams, noise: Array
+    ) -> TimeStep:
         used = jnp.arange(MAX_GOALS) < state.num_goals
-        found = jnp.sum(used & state.facts[state.goals[:, 0], state.goals[:, 1]])
-        complete = found == state.num_goals
-        completeness = complete.astype(jnp.float32) if self.strict else found / state.num_goals
+        known = used & state.facts[state.goals[:, 0], state.goals[:, 1]]
+        found = jnp.sum(known)
+        flipped = noise < jnp.where(known, params.judge_false_negative, params.judge_false_positive)
+        judged = jnp.sum(used & (known ^ flipped))
+        completeness = (judged == state.num_goals).astype(jnp.float32) if self.strict else judged / state.num_goals
+        lookup, asks = lookups_needed(state, used)
+        num_needed = state.num_goals + jnp.sum(asks)
+        num_useful = found + jnp.sum(asks & state.called[lookup, state.goals[:, 1]])
         penalty = params.repeat_penalty * jnp.minimum(state.num_repeats, params.max_penalised)
         penalty += params.error_penalty * jnp.minimum(state.num_errors, params.max_penalised)
+        penalty += params.length_penalty * jnp.maximum(state.num_calls - num_needed, 0)
         planning = completeness * jnp.where(state.stopped, 1.0, params.unstopped_factor) - penalty
         right = state.stopped & (state.num_right == state.num_goals)
         reward = params.completeness_weight * planning
         if self.answers:
             reward += params.answer_weight * (right & state.verifiable)
-        speaks = (state.length >= PROMPT_LENGTH) & (state.phase != RESULT) & ~ended
+        speaks = (state.length >= self.prompt_length) & (state.phase != RESULT) & ~ended
         info: dict[str, Any] = {
             "completeness": found / state.num_goals,
-            "complete": complete,
+            "complete": found == state.num_goals,
             "num_calls": state.num_calls,
+            "num_needed": num_needed,
+            "precision": num_useful / jnp.maximum(state.num_calls, 1),
             "num_repeats": state.num_repeats,
             "num_errors": state.num_errors,
             "invalid": state.invalid,
@@ -225,43 +256,15 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
         )
 
 
-def teacher(
-    key: Array, state: ToolDeskState, skip_probability: Array | float = 0.0, repeat_probability: Array | float = 0.0
-) -> Array:
-    """The planner's tokens for a query, i32 `[32]`: action i follows the prompt's end by i tokens; consumes `key`.
+def _draw_tools(key: Array, held_out: Array) -> Array:
+    """What each tool does, a permutation i32 `[8]`: an even one, or where `held_out` is 1 an odd one."""
+    tools = jax.random.permutation(key, NUM_TOOLS).astype(jnp.int32)
+    inversions = jnp.sum((tools[:, None] > tools[None]) & ~jnp.tri(NUM_TOOLS, dtype=bool))
+    swapped = tools[jnp.array([1, 0, *range(2, NUM_TOOLS)])]
+    return jnp.where(inversions % 2 == held_out, tools, swapped)
 
-    Without faults this is the plan of fewest calls. With them each goal is left out, and each call made twice, by
-    chance: demonstrations of mixed quality for a cold start.
-    """
-    key_skip, key_repeat = jax.random.split(key)
-    attribute, entity = state.goals[:, 0], state.goals[:, 1]
-    wanted = jnp.arange(MAX_GOALS) < state.num_goals
-    wanted &= ~jax.random.bernoulli(key_skip, skip_probability, (MAX_GOALS,))
-    keyed = attribute >= KEYED_ATTRIBUTES
-    lookup = jnp.array(LOOKUP_OF_ATTRIBUTE, jnp.int32)[attribute]
-    # One lookup serves every goal that needs the same key: the first of them makes it.
-    same = (lookup[:, None] == lookup[None]) & (entity[:, None] == entity[None]) & (wanted & keyed)[None]
-    asks = wanted & keyed & ~jnp.any(same & jnp.tri(MAX_GOALS, k=-1, dtype=bool), axis=1)
-    argument = jnp.where(keyed, FIRST_KEY + state.keys[lookup, entity], FIRST_ENTITY + entity)
-    tools = jnp.stack([FIRST_TOOL + lookup, FIRST_TOOL + NUM_LOOKUPS + attribute], axis=1).reshape(-1)
-    arguments = jnp.stack([FIRST_ENTITY + entity, argument], axis=1).reshape(-1)
-    made = jnp.stack([asks, wanted], axis=1).reshape(-1)
-    again = made & jax.random.bernoulli(key_repeat, repeat_probability, made.shape)
-    made = jnp.stack([made, again], axis=1).reshape(-1)
-    order = jnp.argsort(~made, stable=True)[:MAX_CALLS]
-    number = jnp.minimum(jnp.sum(made), MAX_CALLS)
-    frames = jnp.stack(
-        [
-            jnp.full(2 * len(tools), CALL, jnp.int32),
-            jnp.repeat(tools, 2),
-            jnp.repeat(arguments, 2),
-            jnp.zeros(2 * len(tools), jnp.int32),
-        ],
-        1,
-    )
-    actions = jnp.zeros(MAX_LENGTH - PROMPT_LENGTH, jnp.int32)
-    actions = actions.at[: 4 * MAX_CALLS].set(frames[order].reshape(-1))
-    values = FIRST_VALUE + state.values[attribute, entity]
-    place, end = jnp.arange(actions.shape[0]), 4 * number
-    answer = jnp.concatenate([jnp.array([ANSWER], jnp.int32), values])[jnp.clip(place - end, 0, MAX_GOALS)]
-    return jnp.where(place < end, actions, jnp.where(place <= end + MAX_GOALS, answer, PAD)).astype(jnp.int32)
+
+def _descriptions(tools: Array) -> Array:
+    """The prompt's pairs of what a tool does and its token, i32 `[16]`."""
+    does = jnp.where(tools < NUM_LOOKUPS, FIRST_LOOKUP + tools, FIRST_ATTRIBUTE + tools - NUM_LOOKUPS)
+    return jnp.stack([does, FIRST_TOOL + jnp.arange(NUM_TOOLS, dtype=jnp.int32)], axis=1).reshape(-1)
