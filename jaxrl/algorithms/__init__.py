@@ -18,6 +18,7 @@ ALGORITHMS = {
     "reframe": ("jaxrl.algorithms.reframe:REFRAME", "Decision Transformer that looks things up in an expert's memory"),
     "sft": ("jaxrl.algorithms.sft:SFT", "Supervised fine-tuning of a language model by demonstrations"),
     "grpo": ("jaxrl.algorithms.grpo:GRPO", "GRPO of a language model: Dr. GRPO, RLOO, REINFORCE++, GSPO, CISPO"),
+    "lm_ppo": ("jaxrl.algorithms.lm_ppo:LM_PPO", "PPO of a language model, with a value head"),
 }
 
 

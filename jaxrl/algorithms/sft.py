@@ -24,9 +24,10 @@ from jaxrl.llm.learning import (
     frozen_models,
     gradient_step,
     init_learned,
+    micro_batches_divide,
     model_params,
 )
-from jaxrl.llm.losses import aggregate, token_loss
+from jaxrl.llm.losses import token_loss, token_weights, weighted_sum
 from jaxrl.llm.model import TransformerLM
 from jaxrl.llm.parameters import Params, unstack_layers
 from jaxrl.llm.rollout import make_policy
@@ -45,6 +46,7 @@ class SFTConfig(LearnerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self, "batch_size")
+        micro_batches_divide(self, self.batch_size, "conversations")
         if self.num_demonstrations < 0:
             raise ValueError(f"config.num_demonstrations must be at least 0, got {self.num_demonstrations}")
 
@@ -105,16 +107,19 @@ def make_sft(config: SFTConfig, env: Any) -> Algorithm:
         key, key_batch = jax.random.split(state.key)
         batch = draw(state, key_batch, data)
 
-        def loss(params: Params) -> tuple[Array, Metrics]:
+        def loss(params: Params, rows: tuple[Demonstrations, Array]) -> tuple[Array, Metrics]:
+            talk, weights = rows
             whole = model_params(config, params, data)
-            logits, _ = model.apply(whole, batch.tokens[:, :-1], valid=batch.valid[:, :-1])
-            targets, mask = batch.tokens[:, 1:], batch.mask[:, 1:]
+            logits, _ = model.apply(whole, talk.tokens[:, :-1], valid=talk.valid[:, :-1])
+            targets = talk.tokens[:, 1:]
             right = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-            total = aggregate(token_loss(logits, targets, hparams.label_smoothing), mask)
-            return total, {"loss/imitation": total, "agreement": aggregate(right, mask)}
+            total = weighted_sum(token_loss(logits, targets, hparams.label_smoothing), weights)
+            return total, {"loss/imitation": total, "agreement": weighted_sum(right, weights)}
 
-        optimizer = adamw(hparams, state.num_updates)
-        params, opt_state, metrics = gradient_step(optimizer, loss, state.params, state.opt_state)
+        params, opt_state, metrics = gradient_step(
+            *(adamw(hparams, state.num_updates), loss, state.params, state.opt_state),
+            *((batch, token_weights(batch.mask[:, 1:])), config.num_micro_batches),
+        )
         metrics |= {"demonstration/return": jnp.mean(batch.returns)}
         state = dataclasses.replace(
             state, params=params, opt_state=opt_state, key=key, num_updates=state.num_updates + 1

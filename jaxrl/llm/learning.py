@@ -18,6 +18,7 @@ from jaxrl.llm.config import LMConfig, preset
 from jaxrl.llm.lora import LoraConfig, attach, init_adapters
 from jaxrl.llm.parameters import Params, init_params
 from jaxrl.parts.schedules import linear_decay
+from jaxrl.parts.setup import at_least_one
 from jaxrl.types import Data, FrozenModel, Metrics, PyTree, hparam
 
 Array = jax.Array
@@ -30,8 +31,10 @@ class LearnerConfig:
     model: LMConfig = dataclasses.field(default_factory=lambda: preset("nano"))
     lora: LoraConfig | None = None  # adapters learn beside `data.frozen["base"]`; None: all weights do
     max_length: int = 0  # tokens of a conversation; 0: of the environment's longest
+    num_micro_batches: int = 1  # a gradient is computed in so many parts, one after the other: less memory
 
     def __post_init__(self) -> None:
+        at_least_one(self, "num_micro_batches")
         if self.max_length < 0:
             raise ValueError(f"config.max_length must be at least 0, got {self.max_length}")
 
@@ -125,9 +128,45 @@ def adamw(hparams: Any, num_updates: Array) -> optax.GradientTransformation:
 
 
 def gradient_step(
-    optimizer: optax.GradientTransformation, loss: Callable[[Params], tuple[Array, Metrics]], params: Params, opt: Any
-) -> tuple[Params, Any, Metrics]:
-    """One step down the gradient of `loss(params) -> (loss, metrics)`: parameters, optimiser state, metrics."""
-    gradient, metrics = jax.grad(loss, has_aux=True)(params)
-    change, opt = optimizer.update(gradient, opt, params)
-    return optax.apply_updates(params, change), opt, metrics | {"grad_norm": optax.tree.norm(gradient)}
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Params, PyTree], tuple[Array, Metrics]],
+    params: Params,
+    opt_state: PyTree,
+    batch: PyTree,
+    num_micro_batches: int = 1,
+) -> tuple[Params, PyTree, Metrics]:
+    """One step down the gradient of a loss.
+
+    Args:
+        optimizer: as from `adamw`.
+        loss: `loss(params, rows) -> (loss, metrics)`, each a sum over rows: what micro-batches give is added.
+        params: what learns.
+        opt_state: of the optimiser.
+        batch: leaves lead with B.
+        num_micro_batches: divides B.
+
+    Returns:
+        Parameters, optimiser state and metrics, the norm of the gradient among them.
+    """
+
+    def part(rows: PyTree) -> tuple[Params, Metrics]:
+        return jax.grad(loss, has_aux=True)(params, rows)
+
+    if num_micro_batches == 1:
+        gradient, metrics = part(batch)
+    else:
+        parts = jax.tree.map(lambda leaf: leaf.reshape(num_micro_batches, -1, *leaf.shape[1:]), batch)
+        shape = jax.eval_shape(part, jax.tree.map(lambda leaf: leaf[0], parts))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+        (gradient, metrics), _ = jax.lax.scan(
+            lambda total, rows: (jax.tree.map(jnp.add, total, part(rows)), None), nothing, parts
+        )
+    change, opt_state = optimizer.update(gradient, opt_state, params)
+    metrics = metrics | {"grad_norm": optax.tree.norm(gradient)}
+    return optax.apply_updates(params, change), opt_state, metrics
+
+
+def micro_batches_divide(config: LearnerConfig, size: int, what: str) -> None:
+    """ValueError unless a batch of `size` can be cut into `config.num_micro_batches`; `what` the batch is of."""
+    if size % config.num_micro_batches:
+        raise ValueError(f"config.num_micro_batches must divide {size} {what}, got {config.num_micro_batches}")

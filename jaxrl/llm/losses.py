@@ -1,4 +1,4 @@
-"""Losses for language models: formula code on tokens, sequences or pairs; `aggregate` makes one number of a batch.
+"""Losses for language models: formula code on tokens, sequences or pairs; `token_weights` make one number of a batch.
 
 Letters: B sequences, T tokens, V vocabulary. `mask` marks the tokens that count, the agent's own. Per-token functions
 are elementwise: they take scalars, `[T]` or `[B, T]`.
@@ -181,29 +181,33 @@ def ranking_loss(better: Array, worse: Array) -> Array:
 
 
 def aggregate(values: Array, mask: Array, kind: str = "token_mean", length: float = 1.0) -> Array:
-    """One number of the tokens of a batch, f32 []; see `aggregate_sums`."""
-    numerator, denominator = aggregate_sums(values, mask, kind, length)
-    return numerator / jnp.maximum(denominator, 1e-9)
+    """One number of the tokens of a batch, f32 []; arguments as for `token_weights`, `values` f32 `[B, T]`."""
+    return weighted_sum(values, token_weights(mask, kind, length))
 
 
-def aggregate_sums(values: Array, mask: Array, kind: str = "token_mean", length: float = 1.0) -> tuple[Array, Array]:
-    """Numerator and denominator of `aggregate`: over devices and micro-batches each is summed, then divided once.
+def token_weights(mask: Array, kind: str = "token_mean", length: float = 1.0) -> Array:
+    """What each token adds to the one number of a batch, f32 `[B, T]`, 0 outside the mask.
+
+    They are made of the whole batch, so that what micro-batches or devices compute of it is summed and not averaged.
 
     Args:
-        values: f32 `[B, T]`; read where the mask is True.
         mask: bool `[B, T]`. Sequences without a token in it are padding: they do not count.
         kind: "token_mean": over all tokens; "sequence_mean": the mean over sequences of their means; "sequence_sum":
             of their sums; "sequence_sum_norm": of their sums over the constant `length` (Dr. GRPO).
         length: for "sequence_sum_norm".
     """
     one_of("kind", kind, AGGREGATIONS)
-    values = jnp.where(mask, values, 0.0)
+    weights = mask.astype(jnp.float32)
     if kind == "token_mean":
-        return jnp.sum(values), jnp.sum(mask, dtype=jnp.float32)
-    tokens = jnp.sum(mask, axis=1, dtype=jnp.float32)
-    sums = jnp.sum(values, axis=1)
+        return weights / jnp.maximum(jnp.sum(weights), 1.0)
+    tokens = jnp.sum(weights, axis=1, keepdims=True)
     if kind == "sequence_mean":
-        sums = sums / jnp.maximum(tokens, 1.0)
+        weights = weights / jnp.maximum(tokens, 1.0)
     elif kind == "sequence_sum_norm":
-        sums = sums / length
-    return jnp.sum(sums), jnp.sum(tokens > 0, dtype=jnp.float32)
+        weights = weights / length
+    return weights / jnp.maximum(jnp.sum(tokens > 0, dtype=jnp.float32), 1.0)
+
+
+def weighted_sum(values: Array, weights: Array) -> Array:
+    """Sum of `values` times `weights`, f32 []; where a weight is 0 the value may be anything, NaN included."""
+    return jnp.sum(jnp.where(weights > 0.0, values, 0.0) * weights)
