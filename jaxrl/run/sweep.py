@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.results.stats import mean_interval
@@ -17,6 +18,7 @@ from jaxrl.run.config import ConfigError, RunConfig, make_config
 from jaxrl.run.folder import RunFolder
 from jaxrl.run.program import make_program, same_program
 from jaxrl.run.progress import make_progress
+from jaxrl.run.runner import start_from
 from jaxrl.run.training import Row, Training
 from jaxrl.types import PyTree
 
@@ -98,6 +100,7 @@ def sweep(
     sweep_dir: str | Path | None = None,
     *,
     resume: bool = False,
+    init_from: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> SweepResult:
     """Trains every point of a grid with every seed; members that differ in traced values share a program.
@@ -109,6 +112,7 @@ def sweep(
         seeds: the seeds, or how many.
         sweep_dir: every member gets a run folder there, named `000`, `001`, ...; None writes nothing.
         resume: continue the sweep in `sweep_dir`.
+        init_from: a run folder for each seed, whose trained parameters every member of that seed starts from.
         progress: show progress.
 
     Example:
@@ -116,11 +120,16 @@ def sweep(
         >>> result.table()[0]
     """
     members = plan(run, {} if grid is None else grid, seeds)
+    all_seeds = list(dict.fromkeys(member.run.seed for member in members))
+    if init_from and len(init_from) != len(all_seeds):
+        raise ConfigError(f"init_from must name a run for each of {len(all_seeds)} seeds, got {len(init_from)}")
+    sources = dict(zip(all_seeds, init_from))
     root = None if sweep_dir is None else Path(sweep_dir)
     if root is not None:
         _prepare(root, members, resume)
     for number in range(members[-1].group + 1 if members else 0):
-        _train_group([member for member in members if member.group == number], number, root, resume, progress)
+        group = [member for member in members if member.group == number]
+        _train_group(group, number, root, resume, sources, progress)
     result = SweepResult(members)
     if root is not None:
         write_json(root / "results.json", result.table())
@@ -142,7 +151,14 @@ def _prepare(root: Path, members: list[Member], resume: bool) -> None:
     write_json(file, described)
 
 
-def _train_group(members: list[Member], number: int, root: Path | None, resume: bool, progress: bool) -> None:
+def _train_group(
+    members: list[Member],
+    number: int,
+    root: Path | None,
+    resume: bool,
+    sources: Mapping[int, str | Path],
+    progress: bool,
+) -> None:
     runs = [member.run for member in members]
     program = make_program(runs, batched=True)
     group = None if root is None else RunFolder(root / f"group-{number}")
@@ -151,8 +167,13 @@ def _train_group(members: list[Member], number: int, root: Path | None, resume: 
         group.checkpoints.mkdir(parents=True, exist_ok=True)
     training = Training(program, group, folders, make_progress(progress))
     state = training.restore() if resume and group is not None else None
-    state = training.run(program.init() if state is None else state)
     take = jax.jit(lambda state, i: jax.tree.map(lambda leaf: leaf[i], state))
+    if state is None:
+        state = program.init()
+        if sources:
+            first = [start_from(take(state, i), program.agent, sources[run.seed]) for i, run in enumerate(runs)]
+            state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *first)
+    state = training.run(state)
     for i, member in enumerate(members):
         member.rows, member.state = training.rows[i], take(state, i)
         if root is not None:

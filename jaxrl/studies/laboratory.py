@@ -17,7 +17,9 @@ import numpy as np
 
 from jaxrl.results.files import replacing
 from jaxrl.results.metrics import read_metrics
+from jaxrl.run.checkpoint import list_checkpoints, restore
 from jaxrl.run.config import ConfigError, RunConfig, make_config
+from jaxrl.run.program import load_data, make_algorithm
 from jaxrl.run.runner import load_state
 from jaxrl.run.sharding import make_mesh, split_members
 from jaxrl.run.sweep import Member, plan, sweep
@@ -34,6 +36,10 @@ class Arm:
     run: RunConfig
     states: PyTree  # final training states, leaves [S, ...]
     metrics: list[Arrays]  # of each seed, columns of metrics.jsonl
+    folders: list[Path]  # the run of each seed
+    group: Path  # holds the checkpoints of all members that were trained together
+    first: int  # the place of the arm's first seed among them
+    together: int  # how many they are
 
 
 class Laboratory:
@@ -60,10 +66,11 @@ class Laboratory:
             with replacing(file) as temporary:
                 temporary.write_text(json.dumps(identity, indent=1))
 
-    def train(self, name: str, run: RunConfig, num_seeds: int) -> Arm:
+    def train(self, name: str, run: RunConfig, num_seeds: int, start: Arm | None = None) -> Arm:
         """Trains an arm with its seeds side by side, split over the devices where they divide; finished arms load.
 
-        Each seed leaves an ordinary run folder, `arms/NAME/000` and so on.
+        Each seed leaves an ordinary run folder, `arms/NAME/000` and so on. With `start`, seed i starts from the
+        parameters that its seed i has learned.
         """
         folder = self.out / "arms" / name
         devices = _fitting_devices(num_seeds)
@@ -71,18 +78,29 @@ class Laboratory:
             run = make_config(run.source, [f"num_devices={devices}"])
         if not (folder / "results.json").exists():
             with self.timed(f"train {name}"):
-                sweep(run, seeds=num_seeds, sweep_dir=folder, resume=True, progress=False)
-        return _load(name, folder, plan(run, {}, num_seeds))
+                sweep(
+                    run, seeds=num_seeds, sweep_dir=folder, resume=True, init_from=_folders(start), progress=False
+                )  # fmt: skip
+        return _load(name, folder, plan(run, {}, num_seeds), 0, num_seeds)
 
-    def train_together(self, run: RunConfig, arms: Mapping[str, Mapping[str, Any]], num_seeds: int) -> dict[str, Arm]:
+    def train_together(
+        self,
+        run: RunConfig,
+        arms: Mapping[str, Mapping[str, Any]],
+        num_seeds: int,
+        name: str = "",
+        start: Arm | None = None,
+    ) -> dict[str, Arm]:
         """Trains arms that differ from `run` in traced settings only, all of them and all seeds in one program.
 
         Args:
             run: the common configuration.
             arms: by name, the settings in which each differs, such as `{"env.reward": "base"}`.
             num_seeds: of each arm.
+            name: of the folder in `arms`, where the study trains several such sets.
+            start: as in `train`.
         """
-        folder = self.out / "arms"
+        folder = self.out / "arms" / name
         devices = _fitting_devices(num_seeds * len(arms))
         if devices > 1:
             run = make_config(run.source, [f"num_devices={devices}"])
@@ -91,9 +109,19 @@ class Laboratory:
         if members[-1].group:
             raise ValueError("these arms need several programs: train them one by one")
         if not (folder / "results.json").exists():
-            with self.timed(f"train {len(arms)} arms"):
-                sweep(run, points, num_seeds, folder, resume=True, progress=False)
-        return {name: _load(name, folder, members[i * num_seeds : (i + 1) * num_seeds]) for i, name in enumerate(arms)}
+            with self.timed(f"train {len(arms)} arms{name and f' of {name}'}"):
+                sweep(run, points, num_seeds, folder, resume=True, init_from=_folders(start), progress=False)
+        return {arm: _load(arm, folder, members, i * num_seeds, num_seeds) for i, arm in enumerate(arms)}
+
+    def checkpoints(self, arm: Arm) -> dict[int, PyTree]:
+        """What is kept of the arm's way: update -> training states, leaves `[S, ...]`; see `checkpoint.keep`."""
+        shape = jax.eval_shape(make_algorithm(arm.run).init, jax.random.key(0), arm.run.hparams, load_data(arm.run))
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((arm.together, *leaf.shape), leaf.dtype), shape)
+        kept = slice(arm.first, arm.first + len(arm.folders))
+        return {
+            int(path.name): jax.tree.map(lambda leaf: leaf[kept], restore(path, like)[0])
+            for path in list_checkpoints(arm.group / "checkpoints")
+        }
 
     def measure(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> Arrays:
         """The arrays that `compute` returns, by name; computed once and kept in `measurements/NAME.npz`."""
@@ -117,12 +145,17 @@ class Laboratory:
         return _Timer(step, self.out / "timing.jsonl")
 
 
-def _load(name: str, folder: Path, members: Sequence[Member]) -> Arm:
-    """An arm from the run folders of its seeds."""
-    folders = [folder / member.name for member in members]
+def _load(name: str, folder: Path, members: Sequence[Member], first: int, num_seeds: int) -> Arm:
+    """An arm, the seeds from `first` on of `members`, from its run folders."""
+    folders = [folder / member.name for member in members[first : first + num_seeds]]
     states = [load_state(member)[0] for member in folders]
     metrics = [read_metrics(member / "metrics.jsonl") for member in folders]
-    return Arm(name, members[0].run, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), metrics)
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return Arm(name, members[first].run, states, metrics, folders, folder / "group-0", first, len(members))
+
+
+def _folders(start: Arm | None) -> list[Path]:
+    return [] if start is None else start.folders
 
 
 class _Timer:

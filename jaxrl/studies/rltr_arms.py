@@ -1,0 +1,126 @@
+"""The arms of the RLTR study: sizes, and a configuration for every planner that is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl.run.config import RunConfig, make_config
+
+SFT, RLTR, E2E, SUMMARISER = "SFT", "RLTR", "E2E", "summariser"
+REWARDS: dict[str, dict[str, float]] = {  # R3: what each reward changes in RLTR's
+    "completeness": {"env.repeat_penalty": 0.0, "env.error_penalty": 0.0},
+    "+ repeats": {"env.error_penalty": 0.0},
+    "+ errors": {"env.repeat_penalty": 0.0},
+    "all": {},
+    "all + length": {"env.length_penalty": 0.1},
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {  # R7: what each changes in GRPO's configuration
+    "Dr. GRPO": {"variant": "dr_grpo", "aggregation": "sequence_sum_norm"},
+    "RLOO": {"variant": "rloo", "aggregation": "sequence_mean"},
+    "REINFORCE++": {"variant": "reinforce++"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large the study is."""
+
+    num_seeds: int
+    hidden_size: int
+    num_layers: int
+    num_demonstrations: int  # of the cold start
+    sft_updates: int
+    summariser_updates: int
+    num_groups: int  # starts of one update of reinforcement learning, eight conversations each
+    num_updates: int  # of RLTR and E2E
+    curve_every: int  # updates between the points of their curves
+    ablation_updates: int  # of all other planners
+    num_queries: int  # the pool of reinforcement learning
+    share: float  # of the pool whose answers can be checked
+    other_shares: tuple[float, ...]  # R2b
+    noise: tuple[float, ...]  # R5: rates of either error of the judge
+    algorithms: tuple[str, ...]  # R7, names in `ALGORITHMS`
+    described_sft_updates: int  # R10; 0: left out
+    described_updates: int
+    num_tasks: int  # held out, of the final evaluation
+    num_development_tasks: int  # held out, of the curves
+    speed_updates: int  # R11
+
+
+_NANO: dict[str, Any] = {
+    "hidden_size": 64, "num_layers": 2, "num_demonstrations": 4000, "num_queries": 512, "share": 0.1,
+    "num_tasks": 1024, "num_development_tasks": 128,
+}  # fmt: skip
+SCALES = {
+    "smoke": Scale(
+        num_seeds=2, hidden_size=32, num_layers=1, num_demonstrations=1000, sft_updates=100, summariser_updates=100,
+        num_groups=4, num_updates=20, curve_every=10, ablation_updates=10, num_queries=64, share=0.1,
+        other_shares=(1.0,), noise=(0.0, 0.3), algorithms=("RLOO",), described_sft_updates=0, described_updates=0,
+        num_tasks=128, num_development_tasks=32, speed_updates=2,
+    ),
+    "cpu": Scale(
+        **_NANO, num_seeds=3, sft_updates=600, summariser_updates=1200, num_groups=16, num_updates=200, curve_every=20,
+        ablation_updates=100, other_shares=(0.01, 0.3, 1.0), noise=(0.0, 0.1, 0.3), algorithms=tuple(ALGORITHMS),
+        described_sft_updates=1200, described_updates=100, speed_updates=10,
+    ),
+    "full": Scale(
+        **_NANO, num_seeds=5, sft_updates=600, summariser_updates=2000, num_groups=32, num_updates=400, curve_every=20,
+        ablation_updates=300, other_shares=(0.01, 0.3, 1.0), noise=(0.0, 0.05, 0.1, 0.2, 0.3),
+        algorithms=tuple(ALGORITHMS), described_sft_updates=4000, described_updates=400, speed_updates=20,
+    ),
+}  # fmt: skip
+
+
+def sft_run(scale: Scale, num_updates: int, env: Mapping[str, Any], num_demonstrations: int) -> RunConfig:
+    """Supervised fine-tuning on ToolDesk's own demonstrations."""
+    config = {"batch_size": 64, "num_demonstrations": num_demonstrations}
+    return make_config(_common(scale, "sft", num_updates, env, config, {"learning_rate": 2e-3}))
+
+
+def planner_run(
+    scale: Scale, num_updates: int, env: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """GRPO of a planner on the pool; by default RLTR: what is rewarded is how complete its calls are."""
+    env = {"num_queries": scale.num_queries} | dict(env or {})
+    grpo = {"num_groups": scale.num_groups, "group_size": 8, "num_epochs": 2, "aggregation": "token_mean"}
+    hparams = {"learning_rate": 5e-4, "anneal_updates": 0}
+    return make_config(_common(scale, "grpo", num_updates, env, grpo | dict(config or {}), hparams))
+
+
+def end_to_end(scale: Scale, share: float) -> dict[str, Any]:
+    """Settings of a planner that is rewarded for right answers, on those queries of the pool that can be checked.
+
+    It meets no others: a query without a reward would teach it nothing and cost it a part of every update.
+    """
+    return {"completeness_weight": 0.0, "answer_weight": 1.0, "num_queries": max(round(share * scale.num_queries), 1)}
+
+
+def curve(run: RunConfig, every: int) -> RunConfig:
+    """The same run with a checkpoint every so many updates, all of them kept."""
+    return make_config(run.source, [f"checkpoint.every={every}", "checkpoint.keep=1000"])
+
+
+def _common(
+    scale: Scale,
+    algorithm: str,
+    num_updates: int,
+    env: Mapping[str, Any],
+    config: Mapping[str, Any],
+    hparams: Mapping[str, Any],
+) -> dict[str, Any]:
+    model = {
+        "vocab_size": 64, "hidden_size": scale.hidden_size, "num_layers": scale.num_layers, "num_heads": 4,
+        "intermediate_size": 2 * scale.hidden_size, "qk_norm": True, "tie_embeddings": True,
+    }  # fmt: skip
+    return {
+        "algorithm": algorithm,
+        "num_updates": num_updates,
+        "env": {"name": "tool-desk", **env},
+        "config": {**config, "model": model},
+        "hparams": hparams,
+        "evaluation": {"num_episodes": 16},  # the study measures by itself
+        "checkpoint": {"every": max(num_updates // 5, 1)},
+        "log": {"every": max(num_updates // 20, 1), "tensorboard": False},
+    }
