@@ -19,6 +19,7 @@ ALGORITHMS = {
     "sft": ("jaxrl.algorithms.sft:SFT", "Supervised fine-tuning of a language model by demonstrations"),
     "grpo": ("jaxrl.algorithms.grpo:GRPO", "GRPO of a language model: Dr. GRPO, RLOO, REINFORCE++, GSPO, CISPO"),
     "lm_ppo": ("jaxrl.algorithms.lm_ppo:LM_PPO", "PPO of a language model, with a value head"),
+    "dpo": ("jaxrl.algorithms.dpo:DPO", "Preferences between answers of a language model: DPO, IPO, hinge"),
 }
 
 
