@@ -25,7 +25,8 @@ LAYERS = (
     ("cli", "cli_data", "cli_llm"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-PROTOCOL = {"envs_jax.core", "envs_jax.spaces", "envs_jax.registry", "envs_jax.versus"}  # what is no environment
+# What is no environment.
+PROTOCOL = {"envs_jax.core", "envs_jax.spaces", "envs_jax.registry", "envs_jax.versus", "envs_jax.text.tool_calls"}
 HEAVY = {
     # library: the only files that may import it
     "distrax": ("jaxrl/parts/distributions.py",),
