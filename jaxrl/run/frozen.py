@@ -39,7 +39,12 @@ def _load(where: str, path: Path, expected: FrozenModel) -> PyTree:
     if not path.is_dir():
         raise ConfigError(f"{where}: there is no folder {str(path)!r}")
     if (path / "checkpoints").is_dir() or path.parent.name == "checkpoints":
-        config, params = _trained(path, where)
+        from jaxrl.run.models import trained_params
+
+        try:
+            config, params = trained_params(path)
+        except (CheckpointError, ConfigError) as error:
+            raise ConfigError(f"{where}: {error}") from error
     elif (path / "config.json").is_file():
         from jaxrl.llm.checkpoints import load_hf
 
@@ -56,28 +61,6 @@ def _load(where: str, path: Path, expected: FrozenModel) -> PyTree:
         if here != there:
             raise ConfigError(f"{where}: {path} does not fit: {name} is {there} there and {here} in this run")
     return params
-
-
-def _trained(path: Path, where: str) -> tuple[Any, PyTree]:
-    """The model's configuration and its parameters, adapters merged, as the trained policy of a run acts with them."""
-    from jaxrl.llm.lora import merge_attached
-    from jaxrl.llm.parameters import stack_layers
-    from jaxrl.run.program import load_data, make_algorithm
-    from jaxrl.run.runner import load_state
-
-    try:
-        state, run = load_state(path)
-    except CheckpointError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    agent = make_algorithm(run)
-    if not hasattr(run.config, "model") or agent.policy is None:
-        raise ConfigError(f"{where}: {path} is a run of {run.algorithm!r}, which trains no language model")
-    params = agent.policy(state, load_data(run, dataset=False))
-
-    def whole(params: PyTree) -> PyTree:
-        return merge_attached(stack_layers(params))
-
-    return run.config.model, params | {"model": whole(params["model"])} if "model" in params else whole(params)
 
 
 def _check_config(where: str, path: Path, given: Any, expected: Any) -> None:

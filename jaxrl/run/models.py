@@ -11,7 +11,8 @@ import jax
 
 from jaxrl.llm.checkpoints import load_hf
 from jaxrl.llm.config import LMConfig
-from jaxrl.llm.parameters import Params, num_parameters
+from jaxrl.llm.lora import merge_attached
+from jaxrl.llm.parameters import Params, num_parameters, stack_layers
 from jaxrl.run.checkpoint import CheckpointWriter
 from jaxrl.run.config import ConfigError, RunConfig, make_config
 from jaxrl.run.folder import RunFolder
@@ -34,9 +35,23 @@ def load_model(path: str | Path) -> tuple[LMConfig, Params]:
 
 
 def trained_model(path: str | Path) -> tuple[LMConfig, Params]:
-    """The configuration and the parameters of the language model that a run trained."""
+    """The configuration and the parameters of the language model that a run trained, adapters merged."""
+    config, params = trained_params(path)
+    return config, params.get("model", params)
+
+
+def trained_params(path: str | Path) -> tuple[LMConfig, PyTree]:
+    """The same with what else the policy acts with: beside heads the model is the entry "model"."""
     state, run = load_state(path)
-    return _model_config(run), state.params
+    config, agent = _model_config(run), make_algorithm(run)
+    if agent.policy is None:
+        raise ConfigError(f"{path} is a run of {run.algorithm!r}, which has no policy")
+    params = agent.policy(state, load_data(run, dataset=False))
+
+    def whole(params: Params) -> Params:
+        return merge_attached(stack_layers(params))
+
+    return config, params | {"model": whole(params["model"])} if "model" in params else whole(params)
 
 
 def import_model(folder: str | Path, run: RunConfig, run_dir: str | Path) -> int:
@@ -64,6 +79,8 @@ def import_model(folder: str | Path, run: RunConfig, run_dir: str | Path) -> int
     except ValueError as error:
         raise ConfigError(f"{folder} does not fit {run.name!r}: {error}") from error
     state = jax.jit(agent.init)(jax.random.key(run.seed), run.hparams, load_data(run))
+    if "model" in state.params:  # heads begin as the algorithm says
+        params = state.params | {"model": params}
     shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state.params, params)]
     if shapes[0] != shapes[1]:
         raise ConfigError(f"{run.algorithm!r} with these settings trains more or less than a whole model")
