@@ -62,8 +62,10 @@ def query_database(database: bytes, query: str, seconds: float) -> Result:
         connection.set_authorizer(authorise)
         connection.set_progress_handler(too_long, _STEPS_PER_CHECK)
         cursor = connection.execute(query)
+        if cursor.description is None:
+            raise ValueError("a query is one SELECT")
         rows = cursor.fetchmany(MAX_ROWS + 1)
-        columns = [column[0] for column in cursor.description or ()]
+        columns = [column[0] for column in cursor.description]
         return Result(columns, rows[:MAX_ROWS], len(rows) <= MAX_ROWS, frozenset(tables))
     except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
         message = "the query takes too long" if str(error) == "interrupted" else str(error)

@@ -235,7 +235,7 @@ class Desk:
                 raise ValueError(f"there is no file {path[:100]!r}")
             with target.open(encoding="utf-8", errors="replace") as file:
                 return target.relative_to(folder).as_posix(), file.read(MAX_FILE)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter for a link to itself
             raise ValueError(f"{path[:100]!r} cannot be read") from error
 
 
