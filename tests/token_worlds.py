@@ -27,7 +27,7 @@ class BanditParams(EnvParams):
 class Bandit(Environment[BanditState, BanditParams]):
     """The environment says a word; the agent repeats it, by default once, and is rewarded for the share it gets right.
 
-    The teacher is right half of the time. Of two answers the right one is preferred.
+    Half of the time the teacher says anything. Of two answers the right one is preferred.
     """
 
     def __init__(self, max_steps=1):
@@ -60,8 +60,9 @@ class Bandit(Environment[BanditState, BanditParams]):
         return time_step(observation, reward, ended, info={"role": role, "complete": complete})
 
     def demonstrate(self, key, state, params):
-        faulty = jax.random.bernoulli(key)
-        return jnp.full(self.max_steps, jnp.where(faulty, (state.word + 1) % VOCAB, state.word), jnp.int32)
+        key_fault, key_words = jax.random.split(key)
+        words = jax.random.randint(key_words, (self.max_steps,), 0, VOCAB, jnp.int32)
+        return jnp.where(jax.random.bernoulli(key_fault), words, state.word)
 
     def prefer(self, key, state, params):
         other = (state.word + jax.random.randint(key, (self.max_steps,), 1, VOCAB)) % VOCAB

@@ -20,6 +20,7 @@ ALGORITHMS = {
     "grpo": ("jaxrl.algorithms.grpo:GRPO", "GRPO of a language model: Dr. GRPO, RLOO, REINFORCE++, GSPO, CISPO"),
     "lm_ppo": ("jaxrl.algorithms.lm_ppo:LM_PPO", "PPO of a language model, with a value head"),
     "dpo": ("jaxrl.algorithms.dpo:DPO", "Preferences between answers of a language model: DPO, IPO, hinge"),
+    "reward_model": ("jaxrl.algorithms.reward_model:REWARD_MODEL", "A reward of conversations, learned from labels"),
 }
 
 

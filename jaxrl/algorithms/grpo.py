@@ -15,8 +15,17 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.llm.advantages import group_advantages, leave_one_out_advantages, penalised_returns, whiten
-from jaxrl.llm.config import one_of
-from jaxrl.llm.learning import adamw, conversation_length, init_learned, model_params, reference_params
+from jaxrl.llm.config import LMConfig, one_of, preset
+from jaxrl.llm.heads import conversation_score, init_scalar_head
+from jaxrl.llm.learning import (
+    adamw,
+    conversation_length,
+    frozen_model,
+    init_learned,
+    model_params,
+    model_shape,
+    reference_params,
+)
 from jaxrl.llm.losses import PolicyLoss, kl_estimate
 from jaxrl.llm.model import TransformerLM
 from jaxrl.llm.parameters import Params, unstack_layers
@@ -33,7 +42,7 @@ from jaxrl.llm.policy_learning import (
 from jaxrl.llm.rollout import Conversations, make_policy, rollout
 from jaxrl.llm.sampling import Sampling
 from jaxrl.parts.setup import at_least_one
-from jaxrl.types import Algorithm, Array, Data, Metrics, Recipe, TrainState
+from jaxrl.types import Algorithm, Array, Data, FrozenModel, Metrics, Recipe, TrainState, hparam
 
 
 class Variant(NamedTuple):
@@ -51,6 +60,8 @@ VARIANTS = {
     "cispo": Variant("group", "cispo", "token_mean"),  # MiniMax 2025
 }
 
+REWARDS = ("environment", "model")
+
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig(PolicyLearnerConfig):
@@ -59,10 +70,16 @@ class GRPOConfig(PolicyLearnerConfig):
     num_groups: int = 16  # starts of one update
     group_size: int = 8  # G: conversations from each start
     variant: str = "grpo"
+    reward: str = "environment"  # or "model": of a reward model, `data.frozen["reward"]`
+    reward_model: LMConfig | None = None  # its transformer; None: `nano` with the vocabulary of `model`
 
     def __post_init__(self) -> None:
         at_least_one(self, "num_groups")
         one_of("config.variant", self.variant, VARIANTS)
+        one_of("config.reward", self.reward, REWARDS)
+        if self.judge.vocab_size != self.model.vocab_size:
+            size, own = self.model.vocab_size, self.judge.vocab_size
+            raise ValueError(f"config.reward_model.vocab_size must be that of config.model, {size}, got {own}")
         if self.group_size < 2:
             raise ValueError(f"config.group_size must be at least 2, got {self.group_size}")
         super().__post_init__()
@@ -72,6 +89,11 @@ class GRPOConfig(PolicyLearnerConfig):
         return self.num_groups * self.group_size
 
     @property
+    def judge(self) -> LMConfig:
+        """The transformer of the reward model."""
+        return self.reward_model or preset("nano", vocab_size=self.model.vocab_size)
+
+    @property
     def policy_loss(self) -> PolicyLoss:
         return PolicyLoss(VARIANTS[self.variant].loss, self.dual_clip or None)
 
@@ -79,6 +101,8 @@ class GRPOConfig(PolicyLearnerConfig):
 @struct.dataclass
 class GRPOHParams(PolicyLearnerHParams):
     """What may be traced and swept."""
+
+    refused_return: Any = hparam(-1.0)  # a conversation whose own return is no higher keeps it, whatever a model says
 
 
 def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
@@ -117,13 +141,21 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
         )
         return dataclasses.replace(state, key=key), talk
 
-    def prepare(hparams: GRPOHParams, talk: Conversations, data: Data) -> Sample:
+    def rewarded(hparams: GRPOHParams, talk: Conversations, data: Data) -> Array:
+        """The return of each conversation, f32 `[B]`."""
+        returns = jnp.sum(talk.rewards, axis=1)
+        if config.reward == "environment":
+            return returns
+        judge = frozen_model(data, "config.reward='model'", "reward")
+        scores = conversation_score(TransformerLM(config.judge), judge["model"], judge["head"], talk.tokens, talk.valid)
+        return jnp.where(returns <= hparams.refused_return, returns, jax.nn.sigmoid(scores))
+
+    def prepare(hparams: GRPOHParams, talk: Conversations, returns: Array, data: Data) -> Sample:
         # Nothing is filtered out when sampling: what a token was drawn from is the model at this temperature.
         old, reference = talk.behaviour_log_probs, None
         if config.kl:
             held = reference_params(data, f"config.kl={config.kl!r}")
             reference, _ = model.token_log_probs(held, talk.tokens, talk.valid, hparams.temperature)
-        returns = jnp.sum(talk.rewards, axis=1)
         if variant.advantage == "whitened":
             penalties = jnp.zeros_like(old)
             if reference is not None:
@@ -147,9 +179,14 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
             in_return = variant.advantage == "whitened"
             return policy_terms(config, hparams, log_probs, entropies, *rows, penalised=not in_return)
 
-        samples = prepare(hparams, batch, data)
+        returns = rewarded(hparams, batch, data)
+        samples = prepare(hparams, batch, returns, data)
         state, metrics = learn_batch(config, hparams, loss, state, samples, aggregation, length)
-        return state, metrics | conversation_metrics(batch) | group_metrics(batch, config.group_size)
+        groups = returns.reshape(config.num_groups, config.group_size)
+        metrics["groups/equal"] = jnp.mean(jnp.all(groups == groups[:, :1], axis=1).astype(jnp.float32))
+        if config.reward == "model":
+            metrics["reward/model"] = jnp.mean(returns)  # beside the environment's own, "episode/return"
+        return state, metrics | conversation_metrics(batch)
 
     def update(state: TrainState, hparams: GRPOHParams, data: Data) -> tuple[TrainState, Metrics]:
         state, batch = collect(state, hparams, data)
@@ -167,10 +204,13 @@ def make_grpo(config: GRPOConfig, env: Any) -> Algorithm:
     )
 
 
-def group_metrics(talk: Conversations, group_size: int) -> Metrics:
-    """The share of groups whose returns are all equal: they teach nothing."""
-    groups = jnp.sum(talk.rewards, axis=1).reshape(-1, group_size)
-    return {"groups/equal": jnp.mean(jnp.all(groups == groups[:, :1], axis=1).astype(jnp.float32))}
+def grpo_frozen(config: GRPOConfig) -> dict[str, FrozenModel]:
+    """The models that `[data]` may name."""
+    models = policy_frozen(config)
+    if config.reward == "model":
+        shape = {"model": model_shape(config.judge), "head": jax.eval_shape(lambda: init_scalar_head(config.judge))}
+        models["reward"] = FrozenModel(config.judge, shape, ("reward",))
+    return models
 
 
-GRPO = Recipe(make_grpo, GRPOConfig, GRPOHParams, frozen=policy_frozen)
+GRPO = Recipe(make_grpo, GRPOConfig, GRPOHParams, frozen=grpo_frozen)
