@@ -7,7 +7,7 @@ repeated and for wrong calls. The numbers are this project's: the paper's were n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from envs_jax.text.local_tools.trajectory import Trajectory
 from envs_jax.text.requirements import completeness
@@ -134,3 +134,10 @@ def group_rewards(
         mean = sum(known) / max(len(known), 1)
         rewards += [mean if value is None else value for value in group]
     return rewards
+
+
+def make_reward(
+    judge: Callable[[Sequence[Trajectory]], Sequence[float | None]], reward: ToolUseReward, group_size: int
+) -> Callable[[Sequence[Trajectory]], list[float]]:
+    """The rewards of trajectories in groups, their completeness judged: what `jaxrl.llm.text_rollout` takes."""
+    return lambda trajectories: group_rewards(reward, trajectories, judge(trajectories), group_size)
