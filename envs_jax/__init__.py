@@ -35,6 +35,7 @@ _CATALOGUE = (
     ("brax-halfcheetah", "envs_jax.adapters.brax:Brax", {"task": "halfcheetah"}, "Brax's half cheetah: run"),
     ("matrix-game", "envs_jax.games.matrix_game:MatrixGame", {}, "Two roles, one simultaneous choice, known solutions"),
     ("tool-desk", "envs_jax.text.tool_desk:ToolDesk", {}, "Plan calls of tools, token by token, to answer a query"),
+    ("symbols", "envs_jax.text.symbols:Symbols", {}, "Repeat, reverse or sort a string of symbols, token by token"),
 )
 for _name, _factory, _options, _summary in _CATALOGUE:
     registry.register(_name, _factory, options=_options, summary=_summary)
