@@ -221,6 +221,7 @@ def episodes(
     *,
     deterministic: bool = True,
     record: Callable[[PyTree, TimeStep, Array, TimeStep, dict[str, Array]], PyTree] | None = None,
+    opening: tuple[int, Callable[[PyTree, PyTree, TimeStep], PyTree]] | None = None,
 ) -> Episodes:
     """Plays exactly one episode per reset key.
 
@@ -239,23 +240,33 @@ def episodes(
         deterministic: passed to `act`.
         record: `record(env_state, before, action, after, extras)` names what to keep of each step, batch axis B
             included; without it nothing is stored and play stops when the last episode has ended.
+        opening: `(n, read)` where the environment ignores the actions of its first n steps: it takes them without
+            `act`, then `read(policy_params, carry, time_steps)` takes in the n time steps before them at once and
+            returns the carry that n calls of `act` would leave. Their actions and extras are recorded as zeros.
 
     Returns:
         `Episodes` with B entries.
     """
     start, act = policy
+    num_opening = 0 if opening is None else min(opening[0], max_steps)
     num_episodes = reset_keys.shape[0]
     sampled = EpisodeParams(env, env_params)
     key_draw, key_reset, key_start = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(reset_keys), 1, 0)
     drawn = sampled.draw(key_draw)
     streams = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i)))(jnp.arange(num_episodes))
 
+    def choose(before: TimeStep, carry: PyTree, t: Array) -> tuple[Array, PyTree, dict[str, Array]]:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(streams[:, 1], t)
+        return jax.vmap(act, (None, 0, 0, 0, None))(policy_params, carry, before, keys, deterministic)
+
     def step(loop: tuple, t: Array) -> tuple[tuple, PyTree]:
+        state, before, carry, *rest = loop
+        action, carry, extras = choose(before, carry, t)
+        return advance((state, before, carry, *rest), t, action, extras)
+
+    def advance(loop: tuple, t: Array, action: Array, extras: dict[str, Array]) -> tuple[tuple, PyTree]:
         state, before, carry, result, alive = loop
-        key_step, key_act = (jax.vmap(jax.random.fold_in, (0, None))(streams[:, i], t) for i in (0, 1))
-        action, carry, extras = jax.vmap(act, (None, 0, 0, 0, None))(
-            policy_params, carry, before, key_act, deterministic
-        )
+        key_step = jax.vmap(jax.random.fold_in, (0, None))(streams[:, 0], t)
         new_state, after = sampled.map(env.step, drawn, key_step, state, action)
         kept = None if record is None else (record(state, before, action, after, extras), alive)
         result = dataclasses.replace(
@@ -285,15 +296,28 @@ def episodes(
         {name: jnp.zeros(reward_shape) for name in scalars},
         {name: first.info[name].astype(jnp.float32) for name in scalars},
     )
-    loop = (state, first, carry, result, jnp.ones(num_episodes, bool))
+    loop: tuple = (state, first, carry, result, jnp.ones(num_episodes, bool))
+    opened = None
+    if opening is not None and num_opening:
+        shapes = jax.eval_shape(choose, first, carry, jnp.int32(0))
+        action, _, extras = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+        def open_step(loop: tuple, t: Array) -> tuple[tuple, PyTree]:
+            after, kept = advance(loop, t, action, extras)
+            return after, (kept, loop[1])
+
+        loop, (opened, seen) = jax.lax.scan(open_step, loop, jnp.arange(num_opening))
+        loop = (*loop[:2], jax.vmap(opening[1], (None, 0, 1))(policy_params, carry, seen), *loop[3:])
     if record is not None:
-        (_, _, _, result, _), (kept, mask) = jax.lax.scan(step, loop, jnp.arange(max_steps))
-        result = dataclasses.replace(result, record=kept, mask=mask)
+        (_, _, _, result, _), kept = jax.lax.scan(step, loop, jnp.arange(num_opening, max_steps))
+        if opened is not None:
+            kept = jax.tree.map(lambda *parts: jnp.concatenate(parts), opened, kept)
+        result = dataclasses.replace(result, record=kept[0], mask=kept[1])
     else:
         _, (_, _, _, result, _) = jax.lax.while_loop(
             lambda c: (c[0] < max_steps) & jnp.any(c[1][-1]),
             lambda c: (c[0] + 1, step(c[1], c[0])[0]),
-            (jnp.zeros((), jnp.int32), loop),
+            (jnp.int32(num_opening), loop),
         )
     length = jnp.maximum(result.episode_length, 1).astype(jnp.float32)
     means = {

@@ -13,9 +13,11 @@ from envs_jax.text.tool_desk import MAX_LENGTH, PROMPT_LENGTH, ToolDesk
 from jaxrl.llm.chat import ROLES
 from jaxrl.llm.config import preset
 from jaxrl.llm.model import TransformerLM
-from jaxrl.llm.rollout import rollout
+from jaxrl.llm.rollout import make_policy, make_reader, rollout
 from jaxrl.llm.sampling import make_sampling
+from jaxrl.rollout import episodes
 from llm_models import random_params, tiny
+from programs import compiled
 
 MODEL = TransformerLM(tiny())
 VOCAB = MODEL.config.vocab_size
@@ -109,21 +111,63 @@ def test_nothing_leaves_the_device():
     assert "callback" not in text
 
 
-def test_tool_desk_speaks_this_protocol():
-    desk = ToolDesk()
-    model = TransformerLM(preset("nano", num_layers=1))
-    params = random_params(model.config, scale=0.1)
+DESK, DESK_MODEL = ToolDesk(), TransformerLM(preset("nano", num_layers=1))
 
-    @jax.jit
+
+class Unannounced:
+    """ToolDesk that does not tell how long its prompts are."""
+
+    prompt_length = 1
+
+    def __getattr__(self, name):
+        return getattr(DESK, name)
+
+
+@functools.cache
+def planned(env_class):
+    env = DESK if env_class is ToolDesk else env_class()
+
+    @compiled
     def hold(params, reset_keys, key):
         settings = {"max_length": MAX_LENGTH, "sampling": make_sampling()}
-        return rollout(model, params, desk, desk.default_params, reset_keys, key, **settings)
+        return rollout(DESK_MODEL, params, env, DESK.default_params, reset_keys, key, **settings)
 
-    talk = hold(params, jax.random.split(jax.random.key(0), 8), jax.random.key(1))
+    params = random_params(DESK_MODEL.config, scale=0.1)
+    return params, hold(params, jax.random.split(jax.random.key(0), 8), jax.random.key(1))
+
+
+def test_tool_desk_speaks_this_protocol():
+    params, talk = planned(ToolDesk)
     assert (talk.roles[:, :PROMPT_LENGTH] == PROMPT).all()
     assert talk.mask[:, PROMPT_LENGTH].all()
     assert not talk.mask[:, :PROMPT_LENGTH].any()
     assert talk.terminated.all()
     assert np.isin(talk.rewards.sum(axis=1), [-1.0, 0.0]).all()
-    whole, _ = jax.jit(model.token_log_probs)(params, talk.tokens, talk.valid)
+    whole, _ = jax.jit(DESK_MODEL.token_log_probs)(params, talk.tokens, talk.valid)
     np.testing.assert_allclose(talk.log_probs, np.where(talk.mask, whole, 0.0), atol=1e-5)
+
+
+def test_a_prompt_that_is_read_in_one_pass_changes_nothing():
+    assert DESK.prompt_length == PROMPT_LENGTH
+    (_, block), (_, single) = planned(ToolDesk), planned(Unannounced)
+    for name in ("tokens", "valid", "mask", "roles", "rewards", "terminated"):
+        np.testing.assert_array_equal(getattr(block, name), getattr(single, name), err_msg=name)
+    np.testing.assert_allclose(block.log_probs, single.log_probs, atol=1e-5)
+    np.testing.assert_allclose(block.behaviour_log_probs, single.behaviour_log_probs, atol=1e-5)
+
+
+def test_an_opening_stands_for_its_steps():
+    """Also where nothing is recorded, and where all episodes are cut within it."""
+
+    def play(num_opening, max_steps, params):
+        policy = make_policy(MODEL, make_sampling(), LENGTH)
+        keys = jax.random.split(jax.random.key(3), 4)
+        settings = {"deterministic": False, "opening": (num_opening, make_reader(MODEL))}
+        return episodes(Echo(), policy, params, EnvParams(), keys, jax.random.key(4), max_steps, **settings)
+
+    params = random_params(MODEL.config, scale=0.2)
+    for max_steps in (LENGTH, 1):
+        one, other = (compiled(functools.partial(play, n, max_steps))(params) for n in (0, 1))
+        np.testing.assert_array_equal(one.episode_length, other.episode_length)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, other)
+    assert (one.episode_length == 1).all()

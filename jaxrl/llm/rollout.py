@@ -3,12 +3,14 @@
 The observation is i32 `[2]`: the last token, and whether the agent says the next one. Where it does not (prompt, a
 tool's result, a user), the environment appends its own token and ignores the action. The sequence that is trained on is
 thus the one that was sampled, token by token; nothing is encoded again. `TimeStep.info["role"]` is the role of the last
-token, a place in `jaxrl.llm.chat.ROLES`.
+token, a place in `jaxrl.llm.chat.ROLES`. An environment of which every prompt has P tokens says so, `prompt_length`:
+then the model reads them in one pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,6 +68,16 @@ def make_policy(model: TransformerLM, sampling: Sampling, num_slots: int) -> Pol
     return start, act
 
 
+def make_reader(model: TransformerLM) -> Callable[[Params, Cache, TimeStep], Cache]:
+    """`read` of a language model, for the `opening` of `jaxrl.rollout.episodes`: a block of tokens in one pass."""
+
+    def read(params: Params, carry: Cache, time_steps: TimeStep) -> Cache:
+        tokens = time_steps.observation[:, 0][None]
+        return model.apply(params, tokens, cache=carry, return_hidden=True)[1]  # type: ignore[return-value]
+
+    return read
+
+
 def rollout(
     model: TransformerLM,
     params: Params,
@@ -103,6 +115,8 @@ def rollout(
         max_length - 1,
         deterministic=deterministic,
         record=record,
+        # The last token of the prompt is left to `act`, whose choice is the agent's first.
+        opening=(getattr(env, "prompt_length", 1) - 1, make_reader(model)),
     )
     if played.mask is None:
         raise AssertionError("episodes were not recorded")
