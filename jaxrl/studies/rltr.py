@@ -8,24 +8,23 @@ token-space tool calls, with a transformer of 90 thousand parameters. Experiment
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrl.llm.config import LMConfig
-from jaxrl.results.stats import Interval, mean_interval
+from jaxrl.results.stats import mean_interval
+from jaxrl.run.config import RunConfig
 from jaxrl.studies import Study
+from jaxrl.studies import rltr_ablations as ablations
 from jaxrl.studies.laboratory import Arm, Arrays, Laboratory
 from jaxrl.studies.report import Claim, Report
+from jaxrl.studies.rltr_ablations import plan_row, text
 from jaxrl.studies.rltr_arms import E2E, RLTR, SCALES, SFT, SUMMARISER, Scale, curve, end_to_end, planner_run, sft_run
+from jaxrl.studies.rltr_figures import draw_learning
 from jaxrl.studies.rltr_protocol import DEVELOPMENT_SEED, Examination
-
-PLAN_COLUMNS = {  # of the tables of planners: what `Examination.plans` calls it
-    "complete": "complete", "completeness": "share of goals", "precision": "precision", "num_calls": "calls",
-    "num_repeats": "repeats", "num_errors": "errors", "invalid": "ill-formed",
-}  # fmt: skip
 
 
 class Course:
@@ -39,10 +38,17 @@ class Course:
         self.model: LMConfig = run.config.model
         self.test = Examination(self.model, scale.num_tasks)
         self.development = Examination(self.model, scale.num_development_tasks, DEVELOPMENT_SEED)
+        self.arms: dict[str, Arm] = {SFT: self.start}
 
-    def train(self, name: str, run: Any, start: Arm | None = None) -> Arm:
+    def train(self, name: str, run: RunConfig, start: Arm | None = None) -> Arm:
         """An arm that starts where the cold start, or `start`, ended."""
-        return self.laboratory.train(name, run, self.scale.num_seeds, self.start if start is None else start)
+        start = self.start if start is None else start
+        self.arms[name] = self.laboratory.train(name, run, self.scale.num_seeds, start)
+        return self.arms[name]
+
+    def train_together(self, name: str, run: RunConfig, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Arm]:
+        """Arms in one program, all from the cold start."""
+        return self.laboratory.train_together(run, arms, self.scale.num_seeds, name, self.start)
 
     def summariser(self) -> Any:
         """One model, fine-tuned on plans that leave nothing out; no axis S."""
@@ -50,6 +56,10 @@ class Course:
         run = sft_run(self.scale, self.scale.summariser_updates, env, self.scale.num_demonstrations)
         states = self.laboratory.train(SUMMARISER, run, 1).states
         return jax.tree.map(lambda leaf: leaf[0], states.params)
+
+    def after_ablation_updates(self) -> Any:
+        """Parameters `[S, ...]` of RLTR after the updates that the ablations have."""
+        return self.laboratory.checkpoints(self.arms[RLTR])[self.scale.ablation_updates].params
 
     def plans(self, name: str, params: Any) -> Arrays:
         return self.laboratory.measure(f"plans of {name}", lambda: self.test.plans(params))
@@ -88,8 +98,9 @@ class Course:
 def run(laboratory: Laboratory, scale: Scale, report: Report) -> None:
     """All experiments, the headline first; the report on disk is that of what is done."""
     course = Course(laboratory, scale)
-    experiments: list[Callable[[Course, Report], None]] = [planning, against_end_to_end]
-    for experiment in experiments:
+    for name, experiment in EXPERIMENTS.items():
+        if name not in scale.experiments:
+            continue
         experiment(course, report)
         report.timing = laboratory.timing()
         report.write(laboratory.out)
@@ -137,11 +148,12 @@ def planning(course: Course, report: Report) -> None:
 def against_end_to_end(course: Course, report: Report) -> None:
     """R2: RLTR beside training by right answers, from the same start, with the same number of updates."""
     scale = course.scale
-    planner = course.train(RLTR, curve(planner_run(scale, scale.num_updates), scale.curve_every))
+    planner = course.arms[RLTR]
     settings = {"answers": True, **end_to_end(scale, scale.share)}
     rival = course.train(E2E, curve(planner_run(scale, scale.num_updates, settings), scale.curve_every))
     summariser = course.summariser()
     curves = {arm.name: course.curve(arm) for arm in (planner, rival)}
+    draw_learning(course.laboratory, report, curves)
     contenders = {SFT: course.start.states.params, RLTR: planner.states.params, E2E: rival.states.params,
                   f"{E2E}, best checkpoint": course.best(rival, curves[E2E])}  # fmt: skip
     rows, plans, answers = [], {}, {}
@@ -177,15 +189,19 @@ def against_end_to_end(course: Course, report: Report) -> None:
     ]  # fmt: skip
 
 
-def plan_row(name: str, found: Arrays) -> dict[str, Any]:
-    """A row of a table of planners."""
-    return {"planner": name} | {title: mean_interval(found[column]) for column, title in PLAN_COLUMNS.items()}
-
-
-def text(interval: Interval) -> str:
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
+EXPERIMENTS: dict[str, Callable[[Course, Report], None]] = {
+    "planning": planning,
+    "end_to_end": against_end_to_end,
+    "learners": ablations.learners,
+    "rewards": ablations.rewards,
+    "one_program": ablations.one_program,
+    "hacking": ablations.hacking,
+    "shares": ablations.shares_and_weights,
+    "learned_judge": ablations.learned_judge,
+    "judges": ablations.judges,
+    "cold_starts": ablations.cold_starts,
+    "transfer": ablations.transfer,
+}
 STUDY = Study(
     "RLTR: planners rewarded by how complete their tool calls are",
     '"RLTR" (arXiv 2508.19598, EMNLP 2025 Industry Track). The split, the structure of the reward and the claims are '
