@@ -15,7 +15,7 @@ from flax import struct
 from envs_jax.core import Environment
 from envs_jax.spaces import Discrete
 from jaxrl.llm.config import LMConfig, preset
-from jaxrl.llm.lora import LoraConfig, attach, init_adapters
+from jaxrl.llm.lora import LoraConfig, adapted_paths, attach, init_adapters
 from jaxrl.llm.parameters import Params, init_params
 from jaxrl.parts.schedules import linear_decay
 from jaxrl.parts.setup import at_least_one
@@ -37,6 +37,8 @@ class LearnerConfig:
         at_least_one(self, "num_micro_batches")
         if self.max_length < 0:
             raise ValueError(f"config.max_length must be at least 0, got {self.max_length}")
+        if self.lora is not None:
+            adapted_paths(self.model, self.lora)
 
 
 @struct.dataclass
