@@ -74,14 +74,11 @@ def make_decision_transformer(config: SequenceConfig, env: Any) -> Algorithm:
     def update(state: SequenceState, hparams: SequenceHParams, data: Data) -> tuple[SequenceState, Metrics]:
         key, key_sample, key_dropout = jax.random.split(state.key, 3)
         windows = sequences.draw(state, hparams, data, key_sample)
-        keys = jax.random.split(key_dropout, config.batch_size)
 
         def loss(params: PyTree) -> tuple[Array, Metrics]:
-            def predict(window: tuple, key: Array) -> Array:
-                return forward(params, *window, deterministic=False, rngs={"dropout": key})
-
             _, action, _, _, mask = windows
-            value = masked_squared_error(jax.vmap(predict)(windows, keys), action, mask, config.corl_loss)
+            predicted = forward(params, *windows, deterministic=False, rngs={"dropout": key_dropout})
+            value = masked_squared_error(predicted, action, mask, config.corl_loss)
             return value, {"loss/action": value}
 
         return improve(state, hparams, key, loss)

@@ -236,24 +236,29 @@ def make_reframe(config: ReframeConfig, env: Any) -> Algorithm:
         fused, gate = fuse(policy_params.params["reader"], hidden, found.latent)
         return fused, gate, found
 
-    def see_window(policy_params: ReframePolicy, window: tuple, key: Array, **options: Any) -> tuple[Array, Any]:
-        """Features `[K, width]` of a window before any late fusion; with "prefix" also what its first step found."""
+    def see_windows(policy_params: ReframePolicy, windows: tuple, key: Array, **options: Any) -> tuple[Array, Any]:
+        """Features `[B, K, width]` of windows before any late fusion; with "prefix" also what first steps found."""
         params = policy_params.params
-        hidden = features(params["backbone"], *window, **options)
+        hidden = features(params["backbone"], *windows, **options)
         if config.fusion != "prefix":
             return hidden, None
-        found = look_up(policy_params, hidden[0], (window[0][0], window[2][0]), key)
+        keys = jax.random.split(key, hidden.shape[0])
+        found = jax.vmap(look_up, (None, 0, 0, 0))(
+            policy_params, hidden[:, 0], (windows[0][:, 0], windows[2][:, 0]), keys
+        )
         # Times their number, so that equally good entries keep the size of their values.
         tokens = make_values(params["reader"], policy_params.memory.latent[found.rows])
-        tokens = tokens * (policy_params.num_retrieved * found.weights)[:, None]
-        return features(params["backbone"], *window, prefix=(tokens, found.weights > 0), **options), found
+        tokens = tokens * (policy_params.num_retrieved * found.weights)[..., None]
+        return features(params["backbone"], *windows, prefix=(tokens, found.weights > 0), **options), found
 
     def act(
         policy_params: ReframePolicy, carry: Context, time_step: TimeStep, key: Array, deterministic: bool
     ) -> tuple:
         del deterministic
         window, index, carry = sequences.see(policy_params, carry, time_step)
-        hidden, found = see_window(policy_params, window, key)
+        hidden, found = jax.tree.map(
+            lambda leaf: leaf[0], see_windows(policy_params, jax.tree.map(lambda leaf: leaf[None], window), key)
+        )
         hidden, gate = hidden[index], jnp.zeros(())
         if config.fusion == "late":
             hidden, gate, found = read(policy_params, hidden, (window[0][index], window[2][index]), key)
@@ -263,31 +268,31 @@ def make_reframe(config: ReframeConfig, env: Any) -> Algorithm:
         told = {} if found is None else {name: getattr(found, name) for name in ("rows", "similarity", "weights")}
         return *sequences.choose(carry, index, chosen), {"gate": gate} | told
 
-    def predict(policy_params: ReframePolicy, window: tuple, key: Array) -> tuple[Array, Array, Array]:
-        """Of a window, with dropout: actions `[K, A]`, gates `[K]` and the largest cosines `[K]`."""
+    def predict(policy_params: ReframePolicy, windows: tuple, key: Array) -> tuple[Array, Array, Array]:
+        """Of windows, with dropout: actions `[B, K, A]`, gates `[B, K]` and the largest cosines `[B, K]`."""
         options = {"deterministic": False, "rngs": {"dropout": key}}
-        params, length = policy_params.params, config.context_length
-        hidden, found = see_window(policy_params, window, jax.random.fold_in(key, 1), **options)
-        gates = similarity = jnp.zeros(length)
+        shape = windows[4].shape
+        hidden, found = see_windows(policy_params, windows, jax.random.fold_in(key, 1), **options)
+        # One axis of steps, for the sake of the weights' gradients; see `jaxrl.parts.transformer.Linear`.
+        steps, seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (hidden, (windows[0], windows[2])))
+        gates = similarity = jnp.zeros(shape)
         if config.fusion == "late":
-            keys = jax.random.split(jax.random.fold_in(key, 2), length)
-            seen = (window[0], window[2])
-            hidden, gates, found = jax.vmap(read, (None, 0, 0, 0))(policy_params, hidden, seen, keys)
-            similarity = found.similarity[:, 0]
+            keys = jax.random.split(jax.random.fold_in(key, 2), steps.shape[0])
+            steps, gates, found = jax.vmap(read, (None, 0, 0, 0))(policy_params, steps, seen, keys)
+            gates, similarity = gates.reshape(shape), found.similarity[:, 0].reshape(shape)
         elif config.fusion == "wide":
-            hidden = widen(params["reader"], hidden)
+            steps = widen(policy_params.params["reader"], steps)
         else:
-            similarity = jnp.full(length, found.similarity[0])
-        return actions(params["backbone"], hidden), gates, similarity
+            similarity = jnp.broadcast_to(found.similarity[:, :1], shape)
+        return actions(policy_params.params["backbone"], steps.reshape(hidden.shape)), gates, similarity
 
     def update(state: ReframeState, hparams: ReframeHParams, data: Data) -> tuple[ReframeState, Metrics]:
         key, key_sample, key_dropout = jax.random.split(state.key, 3)
         windows = sequences.draw(state, hparams, data, key_sample)
-        keys = jax.random.split(key_dropout, config.batch_size)
 
         def loss(params: PyTree) -> tuple[Array, Metrics]:
             policy_params = make_policy(params, state, hparams)
-            predicted, gates, similarity = jax.vmap(predict, (None, 0, 0))(policy_params, windows, keys)
+            predicted, gates, similarity = predict(policy_params, windows, key_dropout)
             _, action, _, _, mask = windows
             value = masked_squared_error(predicted, action, mask, config.corl_loss)
             weight = mask / jnp.maximum(jnp.sum(mask), 1)

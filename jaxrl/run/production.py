@@ -1,14 +1,16 @@
-"""Four data sets from one run of an off-policy teacher: expert, medium, medium-replay and random.
+"""Four data sets from one run of a teacher: expert, medium, medium-replay and random.
 
 The names are D4RL's (Fu et al. 2020, section 5). Medium is the first checkpoint whose evaluation reached a third of the
 best one's return (our choice), medium-replay everything that was played up to it, random uniform actions. The expert is
 the best checkpoint. All of them act as in training (sampled actions); each set says where it comes from and has the
-local reference scores.
+local reference scores. A teacher without a replay buffer keeps nothing of what it played: the checkpoints up to the
+medium one play equal shares of medium-replay anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 
 from jaxrl.data.files import WRITERS
-from jaxrl.data.recording import Episode, Header, Recording, from_episodes
+from jaxrl.data.recording import Episode, Header, Recording, from_episodes, joined
 from jaxrl.parts.buffers import ReplayState
 from jaxrl.run import record
 from jaxrl.run.checkpoint import list_checkpoints
@@ -35,9 +37,9 @@ def produce(
     """Writes the data sets of a run, each in both formats: `out/medium.hdf5`, `out/medium-v0`, ...
 
     Args:
-        run_dir: of a run whose replay kept all that was played, with enough checkpoints (`checkpoint.keep`).
+        run_dir: of a run with enough checkpoints (`checkpoint.keep`); a replay buffer should have kept all of it.
         out: a folder; it may exist, the data sets may not.
-        num_steps: of medium and random, at least; their last episode is whole.
+        num_steps: of medium and random, at least; their last episode is whole. Of medium-replay, where it is played.
         expert_episodes: of expert.
         seed: of the episodes; none is one of an evaluation.
 
@@ -45,7 +47,7 @@ def produce(
         The HDF5 file of each set, by its name.
 
     Raises:
-        ConfigError: the run has no replay buffer, or no checkpoint near the medium level is left.
+        ConfigError: no checkpoint near the medium level is left.
     """
     folder, best = find_checkpoint(run_dir)
     medium = medium_checkpoint(folder, best)
@@ -55,7 +57,7 @@ def produce(
     makers = {
         "expert": lambda: record.record(expert, expert_episodes, seed=seed),
         "medium": lambda: record.record(middling, 1, num_steps=num_steps, seed=seed),
-        "medium-replay": lambda: replay_recording(medium, middling),
+        "medium-replay": lambda: replay_recording(medium, middling) or played_again(folder, medium, num_steps, seed),
         "random": lambda: record.record(random, 1, num_steps=num_steps, seed=seed),
     }
     written = {}
@@ -91,16 +93,30 @@ def medium_checkpoint(folder: RunFolder, best: Path) -> Path:
     return found
 
 
-def replay_recording(checkpoint: Path, player: record.Player) -> Recording:
+def played_again(folder: RunFolder, last: Path, num_steps: int, seed: int) -> Recording:
+    """Equal shares of `num_steps` steps, by every checkpoint that is left up to `last`."""
+    paths = [path for path in list_checkpoints(folder.checkpoints) if int(path.name) <= int(last.name)]
+    share = -(-num_steps // len(paths))
+    parts = [record.record(record.trained_player(path), 1, num_steps=share, seed=seed) for path in paths]
+    whole = functools.reduce(joined, parts)
+    returns = np.array([episode.episode_return for episode in whole.episodes()])
+    facts = parts[-1].header.facts | {
+        "policy": f"{parts[-1].header.facts['policy']} (and {len(paths) - 1} checkpoints before it)",
+        "mean_return": float(np.mean(returns)),
+        "median_return": float(np.median(returns)),
+    }
+    return dataclasses.replace(whole, header=dataclasses.replace(whole.header, facts=facts))
+
+
+def replay_recording(checkpoint: Path, player: record.Player) -> Recording | None:
     """Everything that was played up to a checkpoint, episode after episode, from its replay buffer.
 
-    Raises:
-        ConfigError: the algorithm has no replay buffer.
+    None where the algorithm has no replay buffer.
     """
     state, run = load_state(checkpoint)
     buffer = getattr(state, "buffer", None)
     if buffer is None:
-        raise ConfigError(f"medium-replay needs a replay buffer, which {run.algorithm!r} does not have")
+        return None
     played = int(state.num_updates) * run.config.unroll_length
     kept = replay_episodes(jax.device_get(buffer), played)
     facts = dict(player.facts) | {

@@ -76,7 +76,7 @@ SCALES = {
     ),
     "cpu": Scale(
         settings=HEADLINE, headline=HEADLINE, controls=("hopper/medium",), ablations=("hopper/medium",),
-        ablation_arms=(FROM_DATA, RANDOM, "A4 6 episodes", "A4 20 episodes"), data="", data_steps=200_000,
+        ablation_arms=(FROM_DATA, RANDOM, "A4 6 episodes"), data="", data_steps=200_000,
         stored_episodes=60, expert_episodes=60, num_seeds=3, num_updates=5000, warmup_updates=500, batch_size=64,
         learning_rate=4e-4, reward_scale=1e-3, context_length=10, width=64, num_layers=2, memory_size=1024,
         latent_size=32, autoencoder_updates=5000, num_episodes=25, half_target=False,
@@ -179,7 +179,7 @@ def value_arms(scale: Scale, recording: Recording, path: Path) -> dict[str, RunC
     values = common(scale, recording, path, scale.value_updates)
     small = scale.num_updates < SCALES["full"].num_updates
     sizes = {"network": {"hidden_sizes": [256, 256], "activation": "relu"}} if small else {}
-    actions = {"num_sampled_actions": 4} if small else {}
+    actions = {"num_sampled_actions": 4, "batch_size": 128} if small else {}
     return {
         "BC": make_config(values | {"algorithm": "bc", "config": sizes, "hparams": {"anneal_updates": 0}}),
         "CQL": make_config(values | {"algorithm": "cql", "config": sizes | actions}),

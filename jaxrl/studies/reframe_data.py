@@ -47,8 +47,8 @@ def make_sets(laboratory: Laboratory, scale: Scale, task: str) -> dict[str, Path
 
 
 def brax_sets(scale: Scale, task: str, teacher: Path, folder: Path) -> None:
-    """Trains soft actor-critic in the run folder `teacher`, or goes on with it, and lets its checkpoints play."""
-    fit(load_config(f"sac_brax_{task}"), teacher, resume=(teacher / "config.json").exists(), progress=False)
+    """Trains PPO in the run folder `teacher`, or goes on with it, and lets its checkpoints play."""
+    fit(load_config(f"ppo_brax_{task}"), teacher, resume=(teacher / "config.json").exists(), progress=False)
     produce(teacher, folder, num_steps=scale.data_steps, expert_episodes=scale.stored_episodes)
 
 
