@@ -93,7 +93,7 @@ class ToolDesk(Environment[ToolDeskState, ToolDeskParams]):
         self.strict, self.answers, self.described_tools = strict, answers, described_tools
         self.num_attempts = positive_integer("num_attempts", num_attempts)
         self.prompt_length = PROMPT_LENGTH + DESCRIPTION_LENGTH * described_tools
-        self.max_steps: int = MAX_LENGTH + DESCRIPTION_LENGTH * described_tools - 1
+        self.max_steps = MAX_LENGTH + DESCRIPTION_LENGTH * described_tools - 1
 
     @property
     def default_params(self) -> ToolDeskParams:

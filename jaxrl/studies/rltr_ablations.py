@@ -41,12 +41,9 @@ LENGTH_PENALTY = 0.1  # of R12, as in R3
 def shares_and_weights(course: Course, report: Report) -> None:
     """R2b and R9: more queries whose answers can be checked; both rewards for one model."""
     scale = course.scale
-    arms = {
-        f"{E2E}, {share:.0%}": {f"env.{name}": value for name, value in end_to_end(scale, share).items()}
-        for share in scale.other_shares
-    }
-    joint = {"env.completeness_weight": 0.5, "env.answer_weight": 0.5, "env.num_queries": scale.num_queries}
-    base = planner_run(scale, scale.num_updates, {"answers": True, **end_to_end(scale, 1.0)})
+    arms = {f"{E2E}, {share:.0%}": {"env.verifiable_share": share} for share in scale.other_shares}
+    joint = {"env.completeness_weight": 0.5, "env.answer_weight": 0.5}
+    base = planner_run(scale, scale.num_updates, end_to_end(scale, 1.0))
     trained = course.train_together("end to end", base, arms | {"joint": joint})
     planner, rival = (course.plans(name, course.arms[name].states.params) for name in (RLTR, E2E))
     found = {scale.share: rival["complete"]}

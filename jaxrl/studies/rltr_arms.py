@@ -10,6 +10,7 @@ from typing import Any
 from jaxrl.run.config import RunConfig, make_config
 
 SFT, RLTR, E2E, SUMMARISER = "SFT", "RLTR", "E2E", "summariser"
+FILTERED = f"{E2E}, verifiable queries only"
 REWARDS: dict[str, dict[str, float]] = {  # R3: what each reward changes in RLTR's
     "completeness": {"env.repeat_penalty": 0.0, "env.error_penalty": 0.0},
     "+ repeats": {"env.error_penalty": 0.0},
@@ -78,7 +79,8 @@ SCALES = {
     "full": Scale(
         **_NANO, num_seeds=5, sft_updates=600, summariser_updates=2000, num_groups=32, num_updates=400, curve_every=20,
         ablation_updates=300, other_shares=(0.01, 0.3, 1.0), noise=(0.0, 0.05, 0.1, 0.2, 0.3), judged=1000,
-        judge_updates=400, algorithms=tuple(ALGORITHMS), described_sft_updates=4000, described_updates=400, speed_updates=20,
+        judge_updates=400, algorithms=tuple(ALGORITHMS), described_sft_updates=4000,
+        described_updates=400, speed_updates=20,
     ),
 }  # fmt: skip
 
@@ -127,12 +129,19 @@ def ppo_run(scale: Scale, num_updates: int, seed: int, base: Path) -> RunConfig:
     return make_config(values | {"seed": seed, "data": {"base": str(base.absolute())}})
 
 
-def end_to_end(scale: Scale, share: float) -> dict[str, Any]:
-    """Settings of a planner that is rewarded for right answers, on those queries of the pool that can be checked.
+def end_to_end(scale: Scale, share: float, *, filtered: bool = False) -> dict[str, Any]:
+    """Settings of a planner that is rewarded for right answers, to the `share` of the pool that can be checked.
 
-    It meets no others: a query without a reward would teach it nothing and cost it a part of every update.
+    Args:
+        scale: the sizes.
+        share: of verifiable queries.
+        filtered: it meets no others. An answer that cannot be checked earns nothing, so that otherwise most
+            conversations of an update teach it little more than the format.
     """
-    return {"completeness_weight": 0.0, "answer_weight": 1.0, "num_queries": max(round(share * scale.num_queries), 1)}
+    settings: dict[str, Any] = {"answers": True, "completeness_weight": 0.0, "answer_weight": 1.0}
+    if filtered:
+        return settings | {"num_queries": max(round(share * scale.num_queries), 1)}
+    return settings | {"verifiable_share": share}
 
 
 def curve(run: RunConfig, every: int) -> RunConfig:

@@ -80,16 +80,21 @@ class Examination:
         return {"right": jnp.mean(self._play(env, make_team(*self._model(env)), pair, True)["right"])}
 
     def _model(self, env: ToolDesk) -> tuple[TransformerLM, Any, int]:
-        return TransformerLM(self.model), make_sampling(), env.max_steps + 1
+        return TransformerLM(self.model), make_sampling(), num_tokens(env)
 
     def _play(self, env: ToolDesk, policy: Policy, policy_params: Any, deterministic: bool) -> dict[str, Array]:
         key_reset, key_noise = jax.random.split(jax.random.key(self.seed))
         params = dataclasses.replace(env.default_params, held_out_tools=jnp.ones((), jnp.int32))
         return episodes(
             *(env, policy, policy_params, params, jax.random.split(key_reset, self.num_tasks), key_noise),
-            env.max_steps,
+            num_tokens(env) - 1,
             deterministic=deterministic,
         ).final
+
+
+def num_tokens(env: ToolDesk) -> int:
+    """Of the longest conversation."""
+    return (env.max_steps or 0) + 1
 
 
 def make_team(model: TransformerLM, sampling: Any, num_slots: int) -> Policy:
@@ -138,5 +143,5 @@ def scripted_return(name: str, num_tasks: int, length_penalty: float) -> float:
     env = Scripted(name)
     params = dataclasses.replace(env.default_params, length_penalty=jnp.float32(length_penalty))
     keys = jax.random.split(jax.random.key(TEST_SEED), num_tasks)
-    played = jax.jit(lambda keys: demonstrate(env, params, keys, env.max_steps + 1).returns)(keys)
+    played = jax.jit(lambda keys: demonstrate(env, params, keys, num_tokens(env)).returns)(keys)
     return float(jnp.mean(played))
