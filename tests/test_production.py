@@ -13,7 +13,9 @@ from jaxrl.data.files import open_recording
 from jaxrl.parts.buffers import ReplayConfig, make_replay
 from jaxrl.run import record as recorder
 from jaxrl.run.config import ConfigError
-from jaxrl.run.production import produce, replay_episodes
+from jaxrl.run.checkpoint import list_checkpoints
+from jaxrl.run.production import medium_checkpoint, produce, replay_episodes
+from jaxrl.run.runner import find_checkpoint
 from jaxrl.types import Transition
 from small_worlds import OneStep
 
@@ -78,6 +80,28 @@ def test_the_four_sets(teacher, tmp_path, monkeypatch):
     shown = np.asarray(state.buffer.items.action)[0, :40, 0]
     replayed = np.concatenate([e.action[:, 0] for e in sets["medium-replay"].episodes()])[:40]
     np.testing.assert_array_equal(replayed, shown)
+
+
+@pytest.mark.slow
+def test_a_teacher_without_a_replay_buffer_plays_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "RANDOM_EPISODES", 20)
+    monkeypatch.setattr(recorder, "BATCH", 8)
+    settings = ["env={name='test_production:Treadmill'}", "num_updates=6", "config.num_envs=8",
+                "config.unroll_length=10", "config.num_minibatches=2", "config.network.hidden_sizes=[8]",
+                "evaluation.every=2", "evaluation.num_episodes=4", "checkpoint.every=2", "checkpoint.keep=3",
+                "log.every=2"]  # fmt: skip
+    jaxrl.fit(jaxrl.load_config("ppo_pendulum", settings), tmp_path / "run", progress=False)
+    written = produce(tmp_path / "run", tmp_path / "sets", num_steps=99, expert_episodes=2)
+    replay, medium = (open_recording(written[name]) for name in ("medium-replay", "medium"))
+    folder, best = find_checkpoint(tmp_path / "run")
+    number = len([path for path in list_checkpoints(folder.checkpoints)
+                  if int(path.name) <= int(medium_checkpoint(folder, best).name)])  # fmt: skip
+    share = -(-99 // number)
+    assert len(replay.lengths) == number * -(-share // 5)
+    assert f"(and {number - 1} checkpoints before it)" in replay.header.facts["policy"]
+    returns = [episode.episode_return for episode in replay.episodes()]
+    assert replay.header.facts["mean_return"] == pytest.approx(np.mean(returns))
+    assert replay.header.facts["policy_hash"] == medium.header.facts["policy_hash"]
 
 
 @pytest.mark.parametrize("num_blocks", [2, 3, 4])

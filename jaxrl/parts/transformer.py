@@ -131,8 +131,8 @@ class DecisionTransformer(nn.Module):
             time: i32 `[..., K]`; steps since the start of the episode, below `num_times`.
             mask: bool `[..., K]`; False: padding, which nothing reads.
             deterministic: without dropout; otherwise the stream "dropout" is drawn from.
-            prefix: further tokens f32 `[..., P, width]` before those of the window, which all of them read, and which of
-                them count, bool `[..., P]`.
+            prefix: further tokens f32 `[..., P, width]` before those of the window, which all of them read, and which
+                of them count, bool `[..., P]`.
 
         Returns:
             f32 `[..., K, width]`; nothing of a step's action or of later steps is in it.
