@@ -77,7 +77,7 @@ SCALES = {
     "cpu": Scale(
         settings=HEADLINE, headline=HEADLINE, controls=("hopper/medium",), ablations=("hopper/medium",),
         ablation_arms=(FROM_DATA, RANDOM, "A4 6 episodes"), data="", data_steps=200_000,
-        stored_episodes=60, expert_episodes=60, num_seeds=3, num_updates=5000, warmup_updates=500, batch_size=64,
+        stored_episodes=60, expert_episodes=60, num_seeds=3, num_updates=5000, warmup_updates=500, batch_size=32,
         learning_rate=4e-4, reward_scale=1e-3, context_length=10, width=64, num_layers=2, memory_size=1024,
         latent_size=32, autoencoder_updates=5000, num_episodes=25, half_target=False,
         value_settings=("hopper/medium-replay", "walker2d/medium-replay"), value_updates=20_000,
