@@ -18,9 +18,9 @@ from jaxrl.run.config import ConfigError, RunConfig, make_config
 from jaxrl.run.folder import RunFolder
 from jaxrl.run.program import make_program, same_program
 from jaxrl.run.progress import make_progress
-from jaxrl.run.runner import start_from
+from jaxrl.run.runner import find_checkpoint, start_from
 from jaxrl.run.training import Row, Training
-from jaxrl.types import PyTree
+from jaxrl.types import Algorithm, PyTree
 
 
 @dataclasses.dataclass
@@ -171,7 +171,7 @@ def _train_group(
     if state is None:
         state = program.init()
         if sources:
-            first = [start_from(take(state, i), program.agent, sources[run.seed]) for i, run in enumerate(runs)]
+            first = [_begin(take(state, i), run, program.agent, sources[run.seed]) for i, run in enumerate(runs)]
             state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *first)
     state = training.run(state)
     for i, member in enumerate(members):
@@ -181,6 +181,16 @@ def _train_group(
             facts = dataclasses.asdict(training.position) | {"offsets": [training.position.offsets[i]], "best": None}
             saver.save(member.state, training.position.update, facts)
             saver.wait()
+
+
+def _begin(state: PyTree, run: RunConfig, agent: Algorithm, source: str | Path) -> PyTree:
+    """`start_from`; what has heads beside its model takes the model alone from a run of another algorithm."""
+    if not isinstance(state.params, Mapping) or "model" not in state.params:
+        return start_from(state, agent, source)
+    if find_checkpoint(source)[0].load_run().algorithm == run.algorithm:
+        return start_from(state, agent, source)
+    bare = start_from(dataclasses.replace(state, params=state.params["model"]), agent, source)
+    return dataclasses.replace(state, params={**state.params, "model": bare.params})
 
 
 def _last(rows: list[Row], metric: str) -> float:

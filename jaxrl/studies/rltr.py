@@ -183,9 +183,9 @@ def against_end_to_end(course: Course, report: Report) -> None:
             | {"own answers": mean_interval(own["right"])}
         )
     report.table(
-        "end_to_end", rows, f"R2. As above; E2E is rewarded for right answers to the {scale.share:.0%} of the pool that "
-        "can be checked, and in one arm meets no other queries. Answers: the share that one summariser, the same for "
-        "all, answers right from the planner's calls; with an exact copier in its place; and by the planner itself.",
+        "end_to_end", rows, f"R2. As above; E2E is rewarded for right answers to the {scale.share:.0%} of the pool "
+        "that can be checked, and in one arm meets no other queries. Answers: the share that one summariser, the same "
+        "for all, answers right from the planner's calls; with an exact copier in its place; by the planner itself.",
     )  # fmt: skip
     for name, words in ((E2E, "end to end"), (FILTERED, "end to end on verifiable queries alone")):
         gain = plans[RLTR]["complete"] - plans[name]["complete"]

@@ -192,7 +192,8 @@ def learners(course: Course, report: Report) -> None:
     for name in scale.algorithms:
         run = planner_run(scale, scale.ablation_updates, config={"aggregation": "", **ALGORITHMS[name]})
         found[name] = course.plans(name, course.train(name, run).states.params)
-    found["PPO"] = course.plans("PPO", _ppo(course))
+    by_ppo = course.train("PPO", ppo_run(scale, scale.ablation_updates)).states.params["model"]
+    found["PPO"] = course.plans("PPO", by_ppo)
     report.table("algorithms", [plan_row(name, values) for name, values in found.items()],
                  f"R7. The same reward, {scale.ablation_updates} updates.")  # fmt: skip
     report.claims.append(
@@ -200,15 +201,6 @@ def learners(course: Course, report: Report) -> None:
               ", ".join(f"{name} {cell(values['complete'])}" for name, values in found.items()), "all >= 0.85",
               all(bool(values["complete"].mean() >= 0.85) for values in found.values()) if course.decided else None)
     )  # fmt: skip
-
-
-def _ppo(course: Course) -> Any:
-    """Parameters `[S, ...]`; each seed names the cold start of its own as its base."""
-    scale, params = course.scale, []
-    for seed, folder in enumerate(course.start.folders):
-        run = ppo_run(scale, scale.ablation_updates, seed, folder)
-        params.append(course.laboratory.train(f"PPO {seed}", run, 1).states.params["model"])
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *params)
 
 
 def cold_starts(course: Course, report: Report) -> None:

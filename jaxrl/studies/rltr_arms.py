@@ -119,14 +119,12 @@ def judge_run(scale: Scale, base: Path) -> RunConfig:
     return make_config(values | {"data": {"base": str(base.absolute())}})
 
 
-def ppo_run(scale: Scale, num_updates: int, seed: int, base: Path) -> RunConfig:
-    """The same by PPO, from the run `base`."""
+def ppo_run(scale: Scale, num_updates: int) -> RunConfig:
+    """The same by PPO."""
     config = {"batch_size": 8 * scale.num_groups, "num_epochs": 2}
-    values = _common(
-        *(scale, "lm_ppo", num_updates, {"num_queries": scale.num_queries}, config),
-        {"learning_rate": 5e-4, "anneal_updates": 0},
-    )
-    return make_config(values | {"seed": seed, "data": {"base": str(base.absolute())}})
+    hparams = {"learning_rate": 5e-4, "anneal_updates": 0}
+    env = {"num_queries": scale.num_queries}
+    return make_config(_common(scale, "lm_ppo", num_updates, env, config, hparams))
 
 
 def end_to_end(scale: Scale, share: float, *, filtered: bool = False) -> dict[str, Any]:
