@@ -241,7 +241,7 @@ def test_kappa_by_hand():
     assert result == pytest.approx((50, 1, 0.7, 0.4, 0.4))
     assert compare([True] * 3, [True] * 3).kappa == 0.0
     assert compare([True, False], [True, False]).kappa == 1.0
-    assert compare([None], [True]).count == 0
+    assert compare([None], [True]).judged == 0
 
 
 def test_a_judge_must_be_trusted_before_it_trains():

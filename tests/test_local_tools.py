@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from envs_jax.text.local_tools import SCHEMAS, SPLITS, LocalTools, Task, generate_task, generate_tasks
+from envs_jax.text.local_tools import SCHEMAS, SPLITS, LocalTools, Task, generate_task, generate_tasks, summary_messages
 from envs_jax.text.local_tools.arithmetic import evaluate, number_text
 from envs_jax.text.local_tools.planners import CHEATS, make_faulty, oracle, play
 from envs_jax.text.local_tools.schema import check_arguments, describe
@@ -259,6 +259,10 @@ def test_an_episode():
     assert [turn.thought for turn in trajectory.turns] == ["I add.", "That is all."]
     assert [call.error for call in trajectory.calls] == [False, True]
     assert trajectory.events == trajectory.calls[:1]
+    (told,) = summary_messages(trajectory)
+    assert QUERY.query in told["content"]
+    assert '1. calculate({"expression":"1 + 1"})\n   result: 2\n2. calculate' in told["content"]
+    assert "I add." not in told["content"]
     with pytest.raises(ValueError, match="the episode is over"):
         env.step("<answer/>")
     with pytest.raises(ValueError, match="none began"):

@@ -289,18 +289,17 @@ class TextRollout:
 
         roles = padded([talk.roles for talk in talks], ROLES.index("pad"), np.int32)
         last = [[0.0] * (len(talk.tokens) - 1) + [float(reward)] for talk, reward in zip(talks, rewards)]
-        return jax.device_put(
-            Conversations(
-                tokens=padded([talk.tokens for talk in talks], self.tokenizer.pad_id, np.int32),
-                valid=roles != ROLES.index("pad"),
-                mask=roles == ROLES.index("agent"),
-                roles=roles,
-                log_probs=padded([talk.log_probs for talk in talks], 0.0, np.float32),
-                behaviour_log_probs=padded([talk.behaviour_log_probs for talk in talks], 0.0, np.float32),
-                rewards=padded(last, 0.0, np.float32),
-                terminated=np.array([talk.env.trajectory.stop != "max_tokens" for talk in talks]),
-            )  # type: ignore[arg-type]
-        )
+        fields = {
+            "tokens": padded([talk.tokens for talk in talks], self.tokenizer.pad_id, np.int32),
+            "valid": roles != ROLES.index("pad"),
+            "mask": roles == ROLES.index("agent"),
+            "roles": roles,
+            "log_probs": padded([talk.log_probs for talk in talks], 0.0, np.float32),
+            "behaviour_log_probs": padded([talk.behaviour_log_probs for talk in talks], 0.0, np.float32),
+            "rewards": padded(last, 0.0, np.float32),
+            "terminated": np.array([talk.env.trajectory.stop != "max_tokens" for talk in talks]),
+        }
+        return Conversations(**jax.device_put(fields))
 
 
 def opening_tokens(

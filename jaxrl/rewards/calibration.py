@@ -16,7 +16,7 @@ MIN_KAPPA = 0.6
 class Calibration(NamedTuple):
     """A judge's verdicts "complete" against the true ones."""
 
-    count: int  # trajectories with a verdict
+    judged: int  # trajectories with a verdict
     abstained: int  # those without
     accuracy: float
     kappa: float  # Cohen 1960: agreement beyond chance

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
-from envs_jax.text.local_tools.trajectory import Call, Trajectory
+from envs_jax.text.local_tools.trajectory import Trajectory, numbered_calls
 from envs_jax.text.requirements import canonical
 
 MODES = ("fraction", "strict")
@@ -60,8 +60,8 @@ class Verdict(NamedTuple):
 def judge_prompt(trajectory: Trajectory) -> str:
     """The whole prompt about a trajectory."""
     tools = "\n".join(f"- {name}: {about.splitlines()[0] if about else ''}" for name, about in trajectory.tools.items())
-    calls = "\n".join(f"{number}. {_described(call)}" for number, call in enumerate(trajectory.calls, 1))
-    return PROMPT.format(query=trajectory.query, tools=tools or "(none)", calls=calls or "(none)")
+    calls = numbered_calls(trajectory, MAX_OBSERVATION)
+    return PROMPT.format(query=trajectory.query, tools=tools or "(none)", calls=calls)
 
 
 def read_verdict(text: str, trajectory: Trajectory) -> Verdict | None:
@@ -90,12 +90,6 @@ def trajectory_key(trajectory: Trajectory, *settings: Any) -> str:
     """A hash of the query, the canonical calls with their results, and whatever else a verdict depends on."""
     calls = [[call.signature, call.content.strip(), call.error] for call in trajectory.calls]
     return hashlib.sha256(canonical([trajectory.query, calls, list(settings)]).encode(errors="replace")).hexdigest()
-
-
-def _described(call: Call) -> str:
-    text = " ".join(call.content.split())
-    shown = text if len(text) <= MAX_OBSERVATION else f"{text[: MAX_OBSERVATION - 5]} (...)"
-    return f"{call.name}({canonical(call.arguments)})\n   {'error' if call.error else 'result'}: {shown}"
 
 
 def _last_object(text: str) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from envs_jax.text.local_tools.environment import ANSWER, LocalTools, TextStep
 from envs_jax.text.local_tools.tasks import SPLITS, generate_task, generate_tasks
 from envs_jax.text.local_tools.tools import SCHEMAS
-from envs_jax.text.local_tools.trajectory import Call, Task, Trajectory, Turn
+from envs_jax.text.local_tools.trajectory import Call, Task, Trajectory, Turn, summary_messages
 
 __all__ = [
     "ANSWER",
@@ -17,4 +17,5 @@ __all__ = [
     "Turn",
     "generate_task",
     "generate_tasks",
+    "summary_messages",
 ]

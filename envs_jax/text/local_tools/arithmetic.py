@@ -6,6 +6,7 @@ import ast
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 MAX_LENGTH = 200  # characters
 MAX_SIZE = 1e30  # of every intermediate result
@@ -22,7 +23,7 @@ _BINARY: dict[type, Callable[[Number, Number], Number]] = {
     ast.Pow: operator.pow,
 }
 _UNARY: dict[type, Callable[[Number], Number]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
-_FUNCTIONS: dict[str, tuple[Callable[..., Number], int, int]] = {  # with the least and the largest number of arguments
+_FUNCTIONS: dict[str, tuple[Callable[..., Any], int, int]] = {  # with the least and the largest number of arguments
     "abs": (abs, 1, 1),
     "round": (lambda value, digits=0: round(value, max(-30, min(30, int(digits)))), 1, 2),
     "sqrt": (math.sqrt, 1, 1),

@@ -6,9 +6,9 @@ import sqlite3
 import time
 from typing import NamedTuple
 
-MAX_STEPS = 5_000_000  # instructions of SQLite's machine; some tenths of a second, the same on every computer
+MAX_STEPS = 5_000_000  # instructions of SQLite's machine: a tenth of a second, the same number on every computer
 MAX_ROWS = 50
-_STEPS_PER_CHECK = 1000
+_STEPS_PER_CHECK = 100
 # Nothing random, nothing that reads the clock or the disk.
 _FUNCTIONS = (
     "abs avg coalesce count glob ifnull iif instr length like lower ltrim max min nullif replace round rtrim sign "

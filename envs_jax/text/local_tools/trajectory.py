@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs_jax.text.requirements import Requirement, signature
+from envs_jax.text.requirements import Requirement, canonical, signature
 from envs_jax.text.tool_calls import ToolCall
 
+SUMMARISER = """Answer the question from the results below alone. If they do not suffice, say what is missing.
+
+# Question
+{query}
+
+# Calls that were made, with their results
+{calls}"""
 STOPS = ("answer", "max_turns", "max_tokens", "bad_format")
 
 
@@ -74,3 +81,20 @@ class Trajectory:
     def events(self) -> list[Call]:
         """The calls that succeeded: what requirements read."""
         return [call for call in self.calls if not call.error]
+
+
+def numbered_calls(trajectory: Trajectory, max_content: int) -> str:
+    """The calls of a trajectory by number, each with its result cut to `max_content` characters; for models to read."""
+    lines = []
+    for number, call in enumerate(trajectory.calls, 1):
+        text = " ".join(call.content.split())
+        shown = text if len(text) <= max_content else f"{text[: max_content - 6]} (...)"
+        kind = "error" if call.error else "result"
+        lines.append(f"{number}. {call.name}({canonical(call.arguments)})\n   {kind}: {shown}")
+    return "\n".join(lines) or "(none)"
+
+
+def summary_messages(trajectory: Trajectory) -> list[dict[str, str]]:
+    """What a summariser is told of a finished plan: the query and what was gathered. It is no part of the plan."""
+    calls = numbered_calls(trajectory, 1000)
+    return [{"role": "user", "content": SUMMARISER.format(query=trajectory.query, calls=calls)}]

@@ -104,20 +104,18 @@ class World:
 
     def distance(self, start: str, goal: str) -> tuple[int, list[str]]:
         """Kilometres of the shortest way between two cities, and the cities on it (Dijkstra 1959)."""
-        reached: dict[str, str] = {}
-        frontier = [(0, start, start)]
-        while frontier:
-            length, city, before = heapq.heappop(frontier)
-            if city in reached:
+        before: dict[str, str] = {}
+        frontier, length, city = [(0, start, start)], 0, ""
+        while city != goal:
+            length, city, previous = heapq.heappop(frontier)
+            if city in before:
                 continue
-            reached[city] = before
-            if city == goal:
-                break
+            before[city] = previous
             for neighbour, road in self.roads[city].items():
                 heapq.heappush(frontier, (length + road, neighbour, city))
         way = [goal]
         while way[-1] != start:
-            way.append(reached[way[-1]])
+            way.append(before[way[-1]])
         return length, way[::-1]
 
 
