@@ -1,13 +1,16 @@
 """The RLTR study: its arms, what its claims follow from, and a tiny run of it."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from jaxrl.results.stats import Interval
+from jaxrl.run.config import ConfigError, make_config
 from jaxrl.run.program import same_program
-from jaxrl.run.sweep import plan
+from jaxrl.run.sweep import plan, sweep
 from jaxrl.studies import rltr, rltr_arms, run_study
 from jaxrl.studies.rltr_ablations import first_update
 from jaxrl.studies.rltr_arms import ALGORITHMS, E2E, EXPERIMENTS, FILTERED, REWARDS, RLTR, SCALES, SFT
@@ -58,6 +61,23 @@ TINY = {
     "algorithms": (), "num_tasks": 16, "num_development_tasks": 8, "speed_updates": 1, "judged": 16, "judge_updates": 2,
     "hidden_size": 16,
 }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["grpo", "lm_ppo"])
+def test_members_of_a_sweep_start_from_the_run_of_their_seed(tmp_path, learner):
+    scale = dataclasses.replace(SCALES["smoke"], hidden_size=16, num_groups=1, num_queries=4)
+    cold = rltr_arms.sft_run(scale, 1, {"answers": True}, 4)
+    begun = sweep(cold, seeds=2, sweep_dir=tmp_path / "cold", progress=False).members
+    run = rltr_arms.planner_run(scale, 1) if learner == "grpo" else rltr_arms.ppo_run(scale, 1)
+    run = make_config(run.source, ["hparams.learning_rate=0"])
+    folders = [tmp_path / "cold" / member.name for member in begun]
+    grid = {"env.repeat_penalty": [0.0, 0.1]}
+    for place, member in enumerate(sweep(run, grid, 2, tmp_path / learner, init_from=folders, progress=False).members):
+        found = member.state.params if learner == "grpo" else member.state.params["model"]
+        jax.tree.map(np.testing.assert_array_equal, found, begun[place % 2].state.params)
+    with pytest.raises(ConfigError, match="a run for each of 2 seeds, got 1"):
+        sweep(run, None, 2, init_from=folders[:1])
 
 
 @pytest.mark.slow

@@ -134,18 +134,16 @@ def planning(course: Course, report: Report) -> None:
     )  # fmt: skip
     gain = found[RLTR]["complete"] - found[SFT]["complete"]
     rise = drawn[RLTR] - drawn[SFT]
-    whole, calls = (
-        float(found[RLTR]["complete"].mean()),
-        {name: float(found[RLTR][name].mean()) for name in found[RLTR]},
-    )
-    holds = whole >= 0.95 and gain.mean() >= 0.12 and calls["invalid"] <= 0.01 and calls["num_repeats"] <= 0.1
+    mean = {name: float(values.mean()) for name, values in found[RLTR].items()}
+    holds = mean["complete"] >= 0.95 and gain.mean() >= 0.12 and rise.mean() >= 0.25
+    holds = holds and mean["invalid"] <= 0.01 and mean["num_repeats"] <= 0.1
     report.claims.append(
         Claim(
             "R1: rewarded by completeness, a planner becomes complete", "none in this form",
-            f"{whole:.3f} complete, {text(mean_interval(gain))} over SFT, sampled {text(mean_interval(rise))}; "
-            f"ill-formed {calls['invalid']:.4f}, repeats {calls['num_repeats']:.3f}",
+            f"{mean['complete']:.3f} complete, {text(mean_interval(gain))} over SFT, sampled "
+            f"{text(mean_interval(rise))}; ill-formed {mean['invalid']:.4f}, repeats {mean['num_repeats']:.3f}",
             ">= 0.95, +0.12, sampled +0.25, ill-formed <= 0.01, repeats <= 0.1",
-            bool(holds and rise.mean() >= 0.25) if course.decided else None,
+            bool(holds) if course.decided else None,
         )
     )  # fmt: skip
     spent = {row["step"]: row for row in laboratory.timing()}
