@@ -178,8 +178,10 @@ def learn_batch(
     def minibatch_step(loop: tuple, rows: Array) -> tuple[tuple, Metrics]:
         minibatch = jax.tree.map(lambda leaf: leaf[rows], samples)
         weights = Weights(token_weights(minibatch.mask, aggregation, length), token_weights(minibatch.mask))
-        *loop, metrics = gradient_step(optimizer, loss, *loop, (minibatch, weights), config.num_micro_batches)
-        return tuple(loop), metrics
+        params, opt_state = loop
+        batch = minibatch, weights
+        params, opt_state, metrics = gradient_step(optimizer, loss, params, opt_state, batch, config.num_micro_batches)
+        return (params, opt_state), metrics
 
     def epoch(loop: tuple, key: Array) -> tuple[tuple, Metrics]:
         order = random_order(key, config.num_conversations).reshape(config.num_minibatches, -1)
