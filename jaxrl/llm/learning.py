@@ -79,6 +79,7 @@ def frozen_models(config: LearnerConfig) -> dict[str, FrozenModel]:
 
 
 def model_shape(model: LMConfig) -> PyTree:
+    """The shapes of a model's parameters."""
     return jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
 
 
