@@ -118,15 +118,16 @@ class _Node(NamedTuple):
 
 
 def _realise(rng: random.Random, tree: Tree, world_seed: int) -> Task | None:
-    """A task of the shape of a tree.
-
-    None where two steps came out as one call, which a shorter plan would make once, or a city or date meets itself.
-    """
+    """A task of the shape of a tree; None where one call does for two steps, or a city or date meets itself."""
     world, nodes = make_world(world_seed), list[_Node]()
     answer, phrase, depth = _fill(rng, world, tree, nodes)
     calls = [node.found.call for node in nodes]
+    # The notes on one project are found together.
+    projects = [node.found.slots["project"] for node in nodes if "project" in node.found.slots]
     pairs = [list(call.arguments.values()) for call in calls if call.name in ("find_route", "days_between")]
-    if len({signature(*call) for call in calls}) < len(calls) or any(first == second for first, second in pairs):
+    if len({signature(*call) for call in calls}) < len(calls) or len(set(projects)) < len(projects):
+        return None
+    if any(first == second for first, second in pairs):
         return None
     query = phrase if tree.kind == "saved" else rng.choice(QUESTIONS).format(phrase)
     return Task(
