@@ -9,8 +9,10 @@ from scipy import stats as scipy_stats
 from jaxrl.results.stats import (
     interquartile_mean,
     mean_interval,
+    performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
+    variance_explained,
 )
 
 generator = np.random.default_rng(3)
@@ -33,6 +35,31 @@ def test_probability_of_improvement():
     assert probability_of_improvement(SCORES, BASELINE) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="the same tasks"):
         probability_of_improvement(SCORES, BASELINE[:, :2])
+
+
+def test_performance_profile():
+    """Worked out by hand, and by the definition: a double sum of indicators over runs and tasks."""
+    assert performance_profile([1.0, 2.0, 2.0, 4.0], [0.0, 1.0, 2.0, 3.9, 4.0]).tolist() == [1.0, 0.75, 0.25, 0.25, 0.0]
+    thresholds = [-1.0, 0.0, 0.5, 1.5, 3.0]
+    expected = [sum(score > tau for row in SCORES for score in row) / SCORES.size for tau in thresholds]
+    np.testing.assert_allclose(performance_profile(SCORES, thresholds), expected, rtol=1e-12)
+    band = stratified_bootstrap(lambda scores: performance_profile(scores, thresholds), SCORES, num_resamples=200)
+    assert band.low.shape == (5,)
+    assert np.all((band.low <= band.estimate) & (band.estimate <= band.high))
+
+
+def test_variance_explained():
+    # Means 1, 4 and 7 around 4, each group 1 apart: between 2 * (9 + 0 + 9) = 36, within 6 * 0.25 = 1.5.
+    scores, labels = [0.5, 1.5, 3.5, 4.5, 6.5, 7.5], ["a", "a", "b", "b", "c", "c"]
+    assert variance_explained(scores, labels) == pytest.approx(36.0 / 37.5, rel=1e-12)
+    assert variance_explained(scores, ["a"] * 6) == 0.0
+    assert variance_explained(scores, range(6)) == pytest.approx(1.0)
+    assert np.isnan(variance_explained([2.0, 2.0], ["a", "b"]))
+    within = sum(((column - column.mean()) ** 2).sum() for column in SCORES.T)
+    share = variance_explained(SCORES.ravel(), [0, 1, 2] * 10)
+    assert share == pytest.approx(1.0 - within / ((SCORES - SCORES.mean()) ** 2).sum(), rel=1e-12)
+    with pytest.raises(ValueError, match="one label per score, got 2"):
+        variance_explained(scores, ["a", "b"])
 
 
 def test_mean_interval_is_the_bootstrap_distribution():

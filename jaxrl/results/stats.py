@@ -1,4 +1,4 @@
-"""Statistics over seeds: bootstrap intervals, interquartile mean, probability of improvement.
+"""Statistics over seeds: bootstrap intervals, interquartile mean, probability of improvement, performance profiles.
 
 The measures are those of Agarwal et al. 2021 (arXiv 2108.13264), "Deep reinforcement learning at the edge of the
 statistical precipice". S is the number of seeds; intervals resample seeds, never the episodes within one.
@@ -6,7 +6,7 @@ statistical precipice". S is the number of seeds; intervals resample seeds, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +67,41 @@ def probability_of_improvement(scores: Any, baseline: Any) -> float:
     return float(np.mean((ours > theirs) + 0.5 * (ours == theirs)))
 
 
+def performance_profile(scores: Any, thresholds: Any) -> np.ndarray:
+    """Share of runs that score above each threshold: the run-score distribution of Agarwal et al. 2021, section 4.2.
+
+    Args:
+        scores: `[S]` or `[S, tasks]`; every run of every task counts the same.
+        thresholds: `[n]`.
+
+    Returns:
+        f64 `[n]`, falling from 1 to 0.
+    """
+    ordered = np.sort(_checked(scores), axis=None)
+    return 1.0 - np.searchsorted(ordered, np.asarray(thresholds, np.float64), side="right") / ordered.size
+
+
+def variance_explained(scores: Any, labels: Sequence[Hashable]) -> float:
+    """Share of the variance of `scores` that lies between the means of groups with equal labels, in [0, 1].
+
+    The correlation ratio (eta squared, Fisher 1925). It sees no interactions between settings, and chance alone gives
+    (groups - 1) / (runs - 1) on average. NaN where all scores are equal.
+
+    Args:
+        scores: `[runs]`.
+        labels: `[runs]`, such as the learning rate of each run.
+    """
+    array = _checked(scores)
+    if array.ndim != 1 or len(labels) != len(array):
+        raise ValueError(f"there must be one label per score, got {len(labels)} for scores of shape {array.shape}")
+    total = np.sum((array - array.mean()) ** 2)
+    groups = [array[[other == label for other in labels]] for label in dict.fromkeys(labels)]
+    between = sum(len(group) * (group.mean() - array.mean()) ** 2 for group in groups)
+    return float(between / total) if total > 0 else float("nan")
+
+
 def stratified_bootstrap(
-    statistic: Callable[..., float],
+    statistic: Callable[..., Any],
     *scores: Any,
     confidence: float = 0.95,
     num_resamples: int = 2000,
@@ -77,7 +110,7 @@ def stratified_bootstrap(
     """A statistic and its percentile bootstrap interval, seeds resampled within each task.
 
     Args:
-        statistic: from arrays shaped like `scores` to a number, such as `interquartile_mean`,
+        statistic: from arrays shaped like `scores` to a number or an array, such as `interquartile_mean`,
             `probability_of_improvement` or `lambda ours, theirs: ours.mean() / theirs.mean()`.
         *scores: each `[S]` or `[S, tasks]`, resampled independently of the others; S may differ.
         confidence: of the interval.
