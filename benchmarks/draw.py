@@ -14,6 +14,8 @@ COLUMNS = {
     "steps per CPU second": "env_steps_per_cpu_second",
     "updates per second": "updates_per_second",
     "updates per CPU second": "updates_per_cpu_second",
+    "tokens per second": "tokens_per_second",
+    "tokens per CPU second": "tokens_per_cpu_second",
     "compile s": "compile_seconds",
     "compile CPU s": "compile_cpu_seconds",
     "s to return": "seconds_to_return",
@@ -52,9 +54,9 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(6, 0.5 + 0.45 * len(table)), layout="constrained")
     axes = figure.subplots()
     names = list(table)[::-1]
-    unit = "updates" if "updates per CPU second" in table[names[0]] else "steps"
+    unit = next(unit for unit in ("steps", "updates", "tokens") if f"{unit} per CPU second" in table[names[0]])
     bars = axes.barh(names, [table[name][f"{unit} per CPU second"] for name in names], color="#3b6ea5")
-    axes.bar_label(bars, fmt="{:,.0f}" if unit == "steps" else "{:.3g}", padding=3)
+    axes.bar_label(bars, fmt="{:.3g}" if unit == "updates" else "{:,.0f}", padding=3)
     axes.set_xscale("log")
     axes.margins(x=0.2)
     axes.set_xlabel(f"{'environment ' * (unit == 'steps')}{unit} per CPU second (log scale)")
