@@ -24,6 +24,7 @@ STUDIES = {
     "hopper_flip": ("jaxrl.studies.hopper_flip:STUDY", "A hopper's front flip: reward, actuator model and load term"),
     "cyborg": ("jaxrl.studies.cyborg:STUDY", "CAGE 2 defenders with and without Patch, Isolate and Unisolate"),
     "reframe": ("jaxrl.studies.reframe:STUDY", "A Decision Transformer with and without an expert's memory"),
+    "llm_core": ("jaxrl.studies.llm_core:STUDY", "What a language model must learn: imitation, reward, preference"),
     "rltr": ("jaxrl.studies.rltr:STUDY", "Planners of tool calls rewarded by completeness or by right answers"),
 }
 
