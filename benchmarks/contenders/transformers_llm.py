@@ -26,8 +26,8 @@ optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 tokens = torch.from_numpy(np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length)))
 
 
-def generate(tokens, new=settings.get("new")):
-    mask = torch.ones_like(tokens)
+def generate(tokens):
+    mask, new = torch.ones_like(tokens), settings["new"]
     found = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=new, use_cache=True)
     assert found.shape[1] == tokens.shape[1] + new
 
