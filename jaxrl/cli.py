@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jaxrl import cli_data, cli_llm
+from jaxrl import cli_data, cli_llm, cli_report
 from jaxrl.terminal import cache_folder, compilation_cache, errors, print_table, split
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_llm.app, name="llm")
+app.command()(cli_report.report)
+app.command()(cli_report.watch)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or one of its checkpoints.")]

@@ -22,7 +22,7 @@ LAYERS = (
     ("run", "results"),
     ("studies",),
     ("terminal",),
-    ("cli", "cli_data", "cli_llm"),
+    ("cli", "cli_data", "cli_llm", "cli_report"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # What is no environment.
