@@ -206,8 +206,8 @@ def find_tokenizer(name: str, checkpoint: Path, config: LMConfig) -> Tokenizer:
     ends = [marks[number] for number in config.eos_ids if number in marks]
     if not ends:
         raise ValueError(f"{path} has no mark for the ends of a text that the model names, {config.eos_ids}")
-    template = "chatml" if "<|im_start|>" in marks.values() else None
-    return FastTokenizer(path, marks.get(config.pad_id or -1, ends[0]), ends, template)
+    pad = ends[0] if config.pad_id is None else marks.get(config.pad_id, ends[0])
+    return FastTokenizer(path, pad, ends, "chatml" if "<|im_start|>" in marks.values() else None)
 
 
 def _marks(path: Path) -> dict[int, str]:

@@ -67,6 +67,21 @@ def test_chat(folder):
     assert "no chat template" in refuse("chat", folder, "--tokenizer", "numbers")
 
 
+def test_a_tokenizer_file(tmp_path):
+    pytest.importorskip("tokenizers", reason="the extra hf is not installed")
+    from jaxrl.llm.hf_tokenizers import train_bpe
+
+    marks = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+    train_bpe(["to be or not to be"] * 4, tmp_path / "words.json", vocab_size=280, specials=marks)
+    config = tiny(vocab_size=280, num_layers=1, eos_ids=(2,), pad_id=0, max_positions=2048)
+    save_hf(tmp_path / "hf", config, random_params(config, scale=0.2))
+    settings = ("--tokenizer", tmp_path / "words.json", "--max-new", 4, "--temperature", 0)
+    assert succeed("generate", tmp_path / "hf", "to be", *settings)
+    assert succeed("chat", tmp_path / "hf", *settings, text="to be\n")
+    save_hf(tmp_path / "hf", tiny(vocab_size=280, eos_ids=(200,)), random_params(tiny(vocab_size=280)))
+    assert "has no mark for the ends of a text" in refuse("generate", tmp_path / "hf", "to be", *settings)
+
+
 def test_import_and_export_give_the_same_folder(tmp_path):
     save_hf(tmp_path / "hf", TOOLS, random_params(TOOLS))
     settings = (

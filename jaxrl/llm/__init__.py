@@ -6,7 +6,7 @@
     result = llm.generate(model, params, tokens, key, max_new=32, sampling=llm.make_sampling(temperature=0.7))
 
 Names are imported on first use. Losses are in `jaxrl.llm.losses`, advantages in `jaxrl.llm.advantages`, adapters in
-`jaxrl.llm.lora`, conversations in `jaxrl.llm.chat`.
+`jaxrl.llm.lora`, conversations in `jaxrl.llm.chat`, models over many devices in `jaxrl.llm.sharding`.
 """
 
 import importlib
