@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from envs_jax import render, timeline
-from jaxrl.results.page_tables import HTML, final_score
+from jaxrl.results.page_scores import final_score
+from jaxrl.results.page_tables import HTML
 from jaxrl.results.runs import Group, Run
 from jaxrl.run.program import make_algorithm, make_env
 from jaxrl.run.replay import play_episode
@@ -35,8 +36,9 @@ def film_section(groups: Sequence[Group], metric: str, num_episodes: int) -> HTM
         except ValueError as error:
             lines.append(f'<p class="note">No episode: {html.escape(str(error))}</p>')
     lines.append(
-        '<p class="note">The first episodes of the evaluation, played again by the best checkpoint of the run with the '
-        f"best final score. Films of more than {MAX_FRAMES} frames leave frames out and keep their speed.</p>\n</section>"
+        '<p class="note">The first episodes of the evaluation, played again by the best checkpoint of the run with '
+        f"the best final score. Films of more than {MAX_FRAMES} frames leave frames out and keep their speed.</p>"
+        "\n</section>"
     )
     return "\n".join(lines)
 

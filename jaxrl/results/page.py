@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs_jax.registry import nearest
+from jaxrl.results import page_scores as scores
 from jaxrl.results import page_tables as tables
 from jaxrl.results.files import replacing
 from jaxrl.results.plot import METRICS
@@ -62,7 +63,7 @@ def write_report(
     curves = choose_metric(runs, 2) if metric is None else metric
     title = title or ", ".join(Path(given).resolve().name for given in run_dirs)
 
-    compared = tables.compare(groups, score)
+    compared = scores.compare(groups, score)
     films = ""
     if num_episodes:
         from jaxrl.results.films import film_section
@@ -71,13 +72,13 @@ def write_report(
     body = [
         tables.overview(groups, len(folders) - len(runs)),
         _CHARTS,
-        tables.score_section(compared, score),
-        tables.importance_section(groups, score),
+        scores.score_section(compared, score),
+        scores.importance_section(groups, score),
         films,
         tables.settings_section(groups),
         tables.throughput_section(groups),
     ]
-    data = _data(groups, curves) | {"profiles": [tables.profile(part) for part in compared if len(part.groups) > 1]}
+    data = _data(groups, curves) | {"profiles": [scores.profile(part) for part in compared if len(part.groups) > 1]}
     with replacing(path) as temporary:
         temporary.write_text(_fill(title, "\n".join(body), data), encoding="utf-8")
     return Path(path)

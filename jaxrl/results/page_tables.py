@@ -1,67 +1,18 @@
-"""The tables of a report: settings, final scores and how they compare, importance of settings, speed."""
+"""Tables of a report: what was run, its settings, its speed."""
 
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jaxrl.results.runs import Group, Run, Settings, as_text, differing, short_names
-from jaxrl.results.stats import (
-    Interval,
-    interquartile_mean,
-    performance_profile,
-    probability_of_improvement,
-    stratified_bootstrap,
-    variance_explained,
-)
+from jaxrl.results.runs import Group, Run, as_text, differing, short_names
 
-LAST_SHARE = 0.1  # of the rows, whose mean is the final value of a metric that is noisy
-MAX_COMPARED = 8  # groups of the table of probabilities
-NUM_RESAMPLES, NUM_THRESHOLDS = 1000, 101
 HTML = str
-
-
-class Compared(NamedTuple):
-    """The groups of one environment, best first, with the final scores of their runs that did not diverge."""
-
-    environment: str
-    groups: list[tuple[int, Group]]  # with their places, which are their colours
-    scores: list[np.ndarray]  # [runs] each, at least one
-    sign: float  # 1 where higher is better
-    unscored: list[tuple[int, Group]]
-
-
-def final_score(run: Run, metric: str) -> float:
-    """The last evaluation; of anything else, which is noisier, the mean of the last tenth. NaN: none, or diverged."""
-    values = run.table.get(metric, np.empty(0))
-    # Null, where no episode ended, is left out, but nothing is learned after a loss that is not finite.
-    losses = [column for name, column in run.table.items() if name.startswith("loss/")]
-    if any(len(column) and not np.isfinite(column[-1]) for column in losses):
-        return float("nan")
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return float("nan")
-    count = 1 if metric.startswith("evaluation/") else max(1, round(LAST_SHARE * len(finite)))
-    return float(finite[-count:].mean())
-
-
-def compare(groups: Sequence[Group], metric: str) -> list[Compared]:
-    """Final scores by environment: those of different environments are no one scale."""
-    sign = -1.0 if metric.startswith("loss/") else 1.0
-    parts = []
-    for environment in dict.fromkeys(group.runs[0].environment for group in groups):
-        places = [(i, group) for i, group in enumerate(groups) if group.runs[0].environment == environment]
-        finals = [np.array([final_score(run, metric) for run in group.runs]) for _, group in places]
-        finite = [scores[np.isfinite(scores)] for scores in finals]
-        scored = [(place, scores) for place, scores in zip(places, finite) if len(scores)]
-        scored.sort(key=lambda pair: -sign * interquartile_mean(pair[1]))
-        unscored = [place for place, scores in zip(places, finite) if not len(scores)]
-        parts.append(Compared(environment, [p for p, _ in scored], [s for _, s in scored], sign, unscored))
-    return parts
+NOTHING = "&ndash;"
+PALETTE = 8  # colours of page.css
 
 
 def overview(groups: Sequence[Group], num_empty: int) -> HTML:
@@ -80,106 +31,26 @@ def overview(groups: Sequence[Group], num_empty: int) -> HTML:
     return "\n".join(lines)
 
 
-def score_section(parts: Sequence[Compared], metric: str) -> HTML:
-    better = "lower is better" if parts[0].sign < 0 else "higher is better"
-    what = "its last value" if metric.startswith("evaluation/") else f"the mean of its last {LAST_SHARE:.0%}"
-    lines = [
-        '<section id="scores">\n<h2>Final scores</h2>',
-        f'<p class="note"><code>{html.escape(metric)}</code>, {what} in each run; {better}. IQM: interquartile mean, '
-        "with a 95&nbsp;% bootstrap interval over seeds (Agarwal et al. 2021). Groups of one seed have no interval: "
-        "their differences may be chance.</p>",
-    ]
-    for number, part in enumerate(parts):
-        if len(parts) > 1:
-            lines.append(f"<h3>{html.escape(part.environment or 'environment not known')}</h3>")
-        lines.append(_score_table(part))
-        if len(part.groups) > 1:
-            lines.append(_improvement_table(part))
-            lines.append(
-                f'<h3>Performance profile</h3>\n<div class="legend"></div>\n<div class="chart profile" '
-                f'data-profile="{sum(len(other.groups) > 1 for other in parts[:number])}"></div>\n'
-                '<p class="note">Share of runs that score above each threshold, with 95&nbsp;% bootstrap bands; a curve '
-                f"further to the {'left' if part.sign < 0 else 'right'} is better.</p>"
-            )
-    return "\n".join([*lines, "</section>"])
-
-
-def profile(part: Compared) -> dict[str, Any]:
-    """What a performance profile is drawn from."""
-    every = np.concatenate(part.scores)
-    margin = 0.02 * (np.ptp(every) or 1.0)
-    thresholds = np.linspace(every.min() - margin, every.max() + margin, NUM_THRESHOLDS)
-    lines = []
-    for (place, _), scores in zip(part.groups, part.scores):
-        band = _bootstrap(lambda scores: performance_profile(scores, thresholds), scores)
-        known = len(scores) > 1
-        lines.append({"group": place} | {k: _list(v) for k, v in band._asdict().items() if known or k == "estimate"})
-    return {"thresholds": _list(thresholds), "lines": lines}
-
-
-def importance_section(groups: Sequence[Group], metric: str) -> HTML:
-    """How much of the variance of final scores each setting explains, by environment."""
-    lines = []
-    for part in compare(groups, metric):
-        rows = [(group, score) for (_, group), scores in zip(part.groups, part.scores) for score in scores]
-        settings = [group.runs[0].settings for _, group in part.groups]
-        changed = _aliased(settings, differing(settings))
-        if not changed or len(rows) < 3:
-            continue
-        scores = [score for _, score in rows]
-        table = []
-        for names in changed:
-            values = [as_text(group.runs[0].settings.get(names[0], "absent")) for group, _ in rows]
-            means = {
-                value: np.mean([s for v, s in zip(values, scores) if v == value]) for value in dict.fromkeys(values)
-            }
-            shown = sorted(means.items(), key=lambda pair: -part.sign * pair[1])
-            label = " = ".join(short_names(names).values())
-            table.append((label, values, ", ".join(f"{value}: {_number(mean)}" for value, mean in shown[:8])))
-        if len(changed) > 1:
-            table.append(("all of them together", [group.label for group, _ in rows], ""))
-        explained = [(variance_explained(scores, values), *row) for row in table for values in [row[1]]]
-        explained.sort(key=lambda row: -np.nan_to_num(row[0]))
-        body = [
-            [_text(label), _share(share), f"{(len(set(values)) - 1) / (len(rows) - 1):.0%}", _text(means)]
-            for share, label, values, means in explained
-        ]
-        title = f" {html.escape(part.environment)}" if len({g.runs[0].environment for g in groups}) > 1 else ""
-        lines.append(f"<h2>Importance of settings{title}</h2>")
-        lines.append(_table(["setting", "explains", "chance alone", "mean score by value, best first"], body))
-    if not lines:
-        return ""
-    note = (
-        '<p class="note">Share of the variance of the final score that lies between the means of runs with equal values '
-        "(eta squared). It sees each setting alone, not how settings act together, and counts only the values that were "
-        "tried. Trust it where it is well above the share that chance alone gives on average; what all settings together "
-        "leave is the seed.</p>"
-    )
-    return "\n".join(['<section id="importance">', *lines, note, "</section>"])
-
-
 def settings_section(groups: Sequence[Group]) -> HTML:
     """What differs between groups, and the rest of the configuration."""
     settings = [group.runs[0].settings for group in groups]
     changed = differing(settings, ignore=("seed",))
     short = short_names(changed)
-    cells = [[_text(as_text(each[name])) if name in each else "–" for name in changed] for each in settings]
-    labels = [_swatch(i) + _text(group.label) for i, group in enumerate(groups)]
+    cells = [[text(as_text(each[name])) if name in each else NOTHING for name in changed] for each in settings]
+    labels = [swatch(i) + text(group.label) for i, group in enumerate(groups)]
     lines = ['<section id="settings">\n<h2>Configuration</h2>']
     if changed and len(changed) <= max(8, len(groups)):
-        lines.append(_table(["", *(_text(short[name]) for name in changed)], [[a, *b] for a, b in zip(labels, cells)]))
+        lines.append(table(["", *(text(short[name]) for name in changed)], [[a, *b] for a, b in zip(labels, cells)]))
     elif changed:
-        lines.append(_table(["", *labels], [[_text(name), *column] for name, column in zip(changed, zip(*cells))]))
+        lines.append(table(["", *labels], [[text(name), *column] for name, column in zip(changed, zip(*cells))]))
     elif len(groups) > 1:
         lines.append('<p class="note">No setting differs between the groups.</p>')
-    same = [
-        [_text(name), _text(as_text(value))] for name, value in settings[0].items() if name not in (*changed, "seed")
-    ]
-    facts = [[_text(name), _text(as_text(value))] for name, value in groups[0].runs[0].facts.items()]
+    same = [[text(name), text(as_text(value))] for name, value in settings[0].items() if name not in (*changed, "seed")]
+    facts = [[text(name), text(as_text(value))] for name, value in groups[0].runs[0].facts.items()]
     for title, rows in (("Settings that all runs share", same), ("Versions and device of the first run", facts)):
         if rows:
             lines.append(
-                f"<details><summary>{title} ({len(rows)})</summary>\n{_table(['name', 'value'], rows)}</details>"
+                f"<details><summary>{title} ({len(rows)})</summary>\n{table(['name', 'value'], rows)}</details>"
             )
     return "\n".join([*lines, "</section>"])
 
@@ -199,14 +70,14 @@ def throughput_section(groups: Sequence[Group]) -> HTML:
         chunks = timing.rows[1:] or timing.rows  # the first may hold the compilation
         compiled = timing.rows[-1].get("compile_seconds", {})
         others = len({place for place, _, _ in members}) - 1
-        label = _swatch(place) + _text(group.label) + (f" and {_count(others, 'other group')}" if others else "")
+        label = swatch(place) + text(group.label) + (f" and {_count(others, 'other group')}" if others else "")
         total = float(timing.seconds_at(np.array([timing.rows[-1]["update"]]))[0])
         rows.append(
             [
-                label, str(len(members)), _text(str(run.facts.get("device.kind", "–"))),
-                _number(_median(chunks, "env_steps_per_second")), _number(_median(chunks, "updates_per_second")),
+                label, str(len(members)), text(str(run.facts.get("device.kind", NOTHING))),
+                number(_median(chunks, "env_steps_per_second")), number(_median(chunks, "updates_per_second")),
                 f"{sum(compiled.values()):.1f}",
-                ", ".join(f"{_text(name)} {value:.1f}" for name, value in compiled.items()),
+                ", ".join(f"{text(name)} {value:.1f}" for name, value in compiled.items()),
                 f"{total:.1f}", f"{max(row.get('peak_memory_bytes', 0) for row in timing.rows) / 2**20:.0f}",
             ]
         )  # fmt: skip
@@ -224,72 +95,10 @@ def throughput_section(groups: Sequence[Group]) -> HTML:
         "peak, MiB",
     ]
     note = (
-        '<p class="note">A sweep trains its runs side by side in one program: steps and updates are those of all of them, '
-        "and wall time is the program's. Medians over chunks after the first.</p>"
+        '<p class="note">A sweep trains its runs side by side in one program: steps and updates are those of all of '
+        "them, and wall time is the program's. Medians over chunks after the first.</p>"
     )
-    return (
-        f'<section id="throughput">\n<h2>Throughput and compile time</h2>\n{_table(header, rows)}\n{note}\n</section>'
-    )
-
-
-def _score_table(part: Compared) -> HTML:
-    bands = [_bootstrap(interquartile_mean, scores) for scores in part.scores]
-    every = np.concatenate([*part.scores, *([band.low, band.high] for band in bands)])
-    low, high = np.nanmin(every), np.nanmax(every)
-
-    def percent(value: float) -> str:
-        return f"{100 * (value - low) / ((high - low) or 1.0):.1f}%"
-
-    rows = []
-    for (place, group), scores, band in zip(part.groups, part.scores, bands):
-        marks = "".join(f'<i style="left:{percent(score)}"></i>' for score in scores)
-        line = f'<b style="left:{percent(band.estimate)}"></b>'
-        if len(scores) > 1:
-            line += f'<u style="left:{percent(band.low)};right:calc(100% - {percent(band.high)})"></u>'
-        interval = f"{_number(band.low)} to {_number(band.high)}" if len(scores) > 1 else "one seed"
-        rows.append(
-            [
-                _swatch(place) + _text(group.label), str(len(scores)), str(len(group.runs) - len(scores)),
-                _number(float(scores.mean())), f"<strong>{_number(band.estimate)}</strong>", interval,
-                f'<div class="dots" style="--colour:var(--c{place % 8})">{marks}{line}</div>',
-            ]
-        )  # fmt: skip
-    for place, group in part.unscored:
-        rows.append([_swatch(place) + _text(group.label), "0", str(len(group.runs)), "–", "–", "–", ""])
-    scale = f'<span class="scale"><span>{_number(low)}</span><span>{_number(high)}</span></span>' if rows else ""
-    return _table(["", "runs", "diverged or unscored", "mean", "IQM", "95&nbsp;% interval", scale], rows)
-
-
-def _improvement_table(part: Compared) -> HTML:
-    count = min(len(part.groups), MAX_COMPARED)
-    names = [_swatch(place) + _text(group.label) for place, group in part.groups[:count]]
-    cells: list[list[HTML]] = [["–"] * count for _ in range(count)]
-    for row in range(count):
-        for column in range(row + 1, count):
-            pair = (part.sign * part.scores[row], part.sign * part.scores[column])
-            band = _bootstrap(probability_of_improvement, *pair)
-            cells[row][column] = _chance(*band)
-            cells[column][row] = _chance(1 - band.estimate, 1 - band.high, 1 - band.low)
-    left_out = f" The {count} best of {len(part.groups)} groups." if count < len(part.groups) else ""
-    return (
-        "<h3>Probability of improvement</h3>\n"
-        + _table(["", *names], [[name, *row] for name, row in zip(names, cells)], "heat")
-        + '\n<p class="note">The chance that a run of the row beats a run of the column, ties counting half, with its '
-        f"95&nbsp;% bootstrap interval.{left_out}</p>"
-    )
-
-
-def _aliased(settings: Sequence[Settings], names: Sequence[str]) -> list[list[str]]:
-    """Names that always change together stand in one list: their effects cannot be told apart."""
-    columns: dict[tuple[int, ...], list[str]] = {}
-    for name in names:
-        texts = [json.dumps(each.get(name, "absent")) for each in settings]
-        columns.setdefault(tuple(texts.index(text) for text in texts), []).append(name)
-    return list(columns.values())
-
-
-def _bootstrap(statistic: Callable[..., Any], *scores: np.ndarray) -> Interval:
-    return stratified_bootstrap(statistic, *scores, num_resamples=NUM_RESAMPLES)
+    return f'<section id="throughput">\n<h2>Throughput and compile time</h2>\n{table(header, rows)}\n{note}\n</section>'
 
 
 def _median(rows: Sequence[dict[str, Any]], name: str) -> float:
@@ -297,47 +106,37 @@ def _median(rows: Sequence[dict[str, Any]], name: str) -> float:
     return float(np.median(values)) if values else float("nan")
 
 
-def _list(values: Any) -> list[float]:
+def rounded(values: Any) -> list[float]:
     return [float(f"{value:.6g}") for value in np.asarray(values)]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     if not np.isfinite(value):
-        return "–"
+        return NOTHING
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def _chance(estimate: float, low: float, high: float) -> HTML:
-    interval = "" if np.isnan(low) else f"<small>{low:.2f} to {high:.2f}</small>"
-    return f'<div style="--share:{100 * estimate:.0f}%">{estimate:.2f}{interval}</div>'
+def swatch(place: int) -> HTML:
+    return f'<i class="swatch" style="background:var(--c{place % PALETTE})"></i>'
 
 
-def _share(share: float) -> HTML:
-    if np.isnan(share):
-        return "all scores equal"
-    return f'<div class="share" style="--share:{100 * share:.1f}%">{share:.0%}</div>'
-
-
-def _swatch(place: int) -> HTML:
-    return f'<i class="swatch" style="background:var(--c{place % 8})"></i>'
-
-
-def _text(value: str) -> HTML:
+def text(value: str) -> HTML:
     return html.escape(value)
 
 
-def _warning(text: str) -> HTML:
-    return f'<p class="warning">{_text(text)}</p>'
+def _warning(message: str) -> HTML:
+    return f'<p class="warning">{text(message)}</p>'
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _table(header: Sequence[HTML], rows: Sequence[Sequence[HTML]], kind: str = "") -> HTML:
+def table(header: Sequence[HTML], rows: Sequence[Sequence[HTML]], kind: str = "") -> HTML:
     head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<{'td' if i else 'th'}>{c}</{'td' if i else 'th'}>" for i, c in enumerate(row)) + "</tr>"
-        for row in rows
+    lines = [f"<tr><th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows]
+    body = "\n".join(lines)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
     )
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'

@@ -105,17 +105,17 @@ class Watcher:
         seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
         updates, total = [self._update(run) for run in group.runs], group.runs[0].settings.get("num_updates", "?")
         update = f"{min(updates)}/{total}"
-        figures = [f"{np.mean(numbers):.4g}" if numbers else "–" for numbers in (latest, best)]
+        figures = [f"{np.mean(numbers):.4g}" if numbers else "-" for numbers in (latest, best)]
         return [group.label + seeds, update, *figures, *self._speed(group.runs[0])]
 
     def _speed(self, run: Run) -> list[str]:
         """Speed, seconds of compilation and time left of the program that trains a run."""
         file = timing_file(run.path)
         if file is None:
-            return ["waiting", "–", "–"]
+            return ["waiting", "-", "-"]
         rows = self._timing.setdefault(file, Tail(file)).read()
         if not rows:
-            return ["compiling", "–", "–"]
+            return ["compiling", "-", "-"]
         last, before = rows[-1], rows[-2]["update"] if len(rows) > 1 else 0
         steps, updates = last["env_steps_per_second"], last.get("updates_per_second", 0.0)
         speed = f"{_short(steps)} steps/s" if steps else f"{_short(updates)} updates/s"
