@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import chromium
@@ -180,6 +182,32 @@ def test_refused(tmp_path):
         assert result.exit_code == 2
         assert words in result.output
     assert not out.exists()
+
+
+def test_episodes(tmp_path):
+    """Why there are none stands in the page; films are small and keep their speed."""
+    from jaxrl.results.films import MAX_WIDTH, small_gif
+
+    page = write_report([make_run(tmp_path / "run")], tmp_path / "report.html", num_episodes=1).read_text()
+    assert "No episode: " in page
+    frames = [np.full((300, 600, 3), i % 256, np.uint8) for i in range(240)]
+    film = Image.open(io.BytesIO(small_gif(frames, 30.0)))
+    assert film.size == (MAX_WIDTH, 180)
+    assert film.n_frames == 80
+    assert film.info["duration"] == 100  # every third frame, at 30 per second
+
+
+@pytest.mark.slow
+def test_episodes_of_a_trained_run(tmp_path):
+    import jaxrl
+
+    overrides = ["num_updates=2", "config.num_envs=4", "config.unroll_length=16", "config.num_minibatches=2"]
+    run = jaxrl.load_config("ppo_cartpole", [*overrides, "evaluation.num_episodes=4", "env.max_steps=30"])
+    jaxrl.fit(run, tmp_path / "run", progress=False)
+    page = write_report([tmp_path / "run"], tmp_path / "report.html", num_episodes=2).read_text()
+    films = re.findall(r'src="data:image/gif;base64,([^"]+)"', page)
+    assert [base64.b64decode(film)[:3] for film in films] == [b"GIF", b"GIF"]
+    assert "episode 1, seed" in page
 
 
 @pytest.fixture(scope="module")

@@ -145,8 +145,8 @@ def importance_section(groups: Sequence[Group], metric: str) -> HTML:
 
 def _score_table(part: Compared) -> HTML:
     bands = [_bootstrap(interquartile_mean, scores) for scores in part.scores]
-    every = np.concatenate([*part.scores, *([band.low, band.high] for band in bands)])
-    low, high = np.nanmin(every), np.nanmax(every)
+    every = np.concatenate([[], *part.scores, *([band.low, band.high] for band in bands)])
+    low, high = (np.nanmin(every), np.nanmax(every)) if len(every) else (0.0, 0.0)
 
     def percent(value: float) -> str:
         return f"{100 * (value - low) / ((high - low) or 1.0):.1f}%"
