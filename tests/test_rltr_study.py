@@ -13,18 +13,18 @@ from jaxrl.run.program import same_program
 from jaxrl.run.sweep import plan, sweep
 from jaxrl.studies import rltr, rltr_arms, run_study
 from jaxrl.studies.rltr_ablations import first_update
-from jaxrl.studies.rltr_arms import ALGORITHMS, E2E, EXPERIMENTS, FILTERED, REWARDS, RLTR, SCALES, SFT
+from jaxrl.studies.rltr_arms import ALGORITHMS, E2E, EXPERIMENTS, REWARDS, RLTR, SCALES, SFT, WHOLE
 
 
 @pytest.mark.parametrize("name", SCALES)
 def test_planners_learn_side_by_side_from_the_same_queries(name):
     scale = SCALES[name]
     run = rltr_arms.planner_run(scale, scale.num_updates)
-    for filtered in (False, True):
-        settings = rltr_arms.end_to_end(scale, 0.1, filtered=filtered)
+    for whole in (False, True):
+        settings = rltr_arms.end_to_end(scale, 0.1, whole=whole)
         rival = rltr_arms.planner_run(scale, scale.num_updates, settings)
         assert (run.num_updates, run.config.model) == (rival.num_updates, rival.config.model)
-        met = round(0.1 * scale.num_queries) if filtered else scale.num_queries
+        met = scale.num_queries if whole else round(0.1 * scale.num_queries)
         assert dict(rival.env.options)["num_queries"] == met
     assert dict(run.env.options)["num_queries"] == scale.num_queries
     cold = rltr_arms.sft_run(scale, scale.sft_updates, {"answers": True}, scale.num_demonstrations)
@@ -88,7 +88,7 @@ def test_the_smallest_study_compares_planners_and_goes_on_where_it_was(tmp_path)
     assert set(rows) == {
         SFT,
         RLTR,
-        *(f"{arm}{which}" for arm in (E2E, FILTERED) for which in ("", ", best checkpoint")),
+        *(f"{arm}{which}" for arm in (E2E, WHOLE) for which in ("", ", best checkpoint")),
     }
     for row in rows.values():
         assert np.isfinite([value.estimate for value in row.values() if isinstance(value, Interval)]).all()

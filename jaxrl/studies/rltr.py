@@ -24,11 +24,11 @@ from jaxrl.studies.report import Claim, Report
 from jaxrl.studies.rltr_ablations import plan_row, text
 from jaxrl.studies.rltr_arms import (
     E2E,
-    FILTERED,
     RLTR,
     SCALES,
     SFT,
     SUMMARISER,
+    WHOLE,
     Scale,
     curve,
     end_to_end,
@@ -159,10 +159,10 @@ def against_end_to_end(course: Course, report: Report) -> None:
     """R2: RLTR beside training by right answers, from the same start, with the same number of updates."""
     scale = course.scale
     planner = course.arms[RLTR]
-    for name in (E2E, FILTERED):
-        settings = end_to_end(scale, scale.share, filtered=name == FILTERED)
+    for name in (E2E, WHOLE):
+        settings = end_to_end(scale, scale.share, whole=name == WHOLE)
         course.train(name, curve(planner_run(scale, scale.num_updates, settings), scale.curve_every))
-    rivals = [course.arms[name] for name in (E2E, FILTERED)]
+    rivals = [course.arms[name] for name in (E2E, WHOLE)]
     summariser = course.summariser()
     curves = {arm.name: course.curve(arm) for arm in (planner, *rivals)}
     draw_learning(course.laboratory, report, curves)
@@ -182,23 +182,24 @@ def against_end_to_end(course: Course, report: Report) -> None:
         )
     report.table(
         "end_to_end", rows, f"R2. As above; E2E is rewarded for right answers to the {scale.share:.0%} of the pool "
-        "that can be checked, and in one arm meets no other queries. Answers: the share that one summariser, the same "
-        "for all, answers right from the planner's calls; with an exact copier in its place; by the planner itself.",
+        "that can be checked and meets no others; `whole pool` meets all. Answers: the share that one summariser "
+        "answers right from the planner's calls; with an exact copier in its place; by the planner itself.",
     )  # fmt: skip
-    for name, words in ((E2E, "end to end"), (FILTERED, "end to end on verifiable queries alone")):
+    for name, words in ((E2E, "end to end"), (WHOLE, "end to end on the whole pool")):
         gain = plans[RLTR]["complete"] - plans[name]["complete"]
         over_best = plans[RLTR]["complete"] - plans[f"{name}, best checkpoint"]["complete"]
         better = answers[RLTR] - answers[name]
+        decided = course.decided and name == E2E  # the other is the weaker rival: shown, not judged by
         report.claims += [
             Claim(
                 f"R2: planning is better than {words}, by 8 to 12 %", "+8 to +12 %",
                 f"{text(mean_interval(gain))}; over its best checkpoint {text(mean_interval(over_best))}",
                 f"+0.08 after {scale.num_updates} updates of both, +0.05 over the best checkpoint",
-                bool(gain.mean() >= 0.08 and over_best.mean() >= 0.05) if course.decided else None,
+                bool(gain.mean() >= 0.08 and over_best.mean() >= 0.05) if decided else None,
             ),
             Claim(
                 f"R2: answers are better than {words}, by 5 to 6 %", "+5 to +6 %", text(mean_interval(better)),
-                "+0.05 with a common summariser", bool(better.mean() >= 0.05) if course.decided else None,
+                "+0.05 with a common summariser", bool(better.mean() >= 0.05) if decided else None,
             ),
         ]  # fmt: skip
 

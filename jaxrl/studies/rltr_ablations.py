@@ -41,8 +41,11 @@ LENGTH_PENALTY = 0.1  # of R12, as in R3
 def shares_and_weights(course: Course, report: Report) -> None:
     """R2b and R9: more queries whose answers can be checked; both rewards for one model."""
     scale = course.scale
-    arms = {f"{E2E}, {share:.0%}": {"env.verifiable_share": share} for share in scale.other_shares}
-    joint = {"env.completeness_weight": 0.5, "env.answer_weight": 0.5}
+    arms = {
+        f"{E2E}, {share:.0%}": {"env.num_queries": end_to_end(scale, share)["num_queries"]}
+        for share in scale.other_shares
+    }
+    joint = {"env.completeness_weight": 0.5, "env.answer_weight": 0.5, "env.num_queries": scale.num_queries}
     base = planner_run(scale, scale.num_updates, end_to_end(scale, 1.0))
     trained = course.train_together("end to end", base, arms | {"joint": joint})
     planner, rival = (course.plans(name, course.arms[name].states.params) for name in (RLTR, E2E))
@@ -279,10 +282,11 @@ def hacking(course: Course, report: Report) -> None:
     tasks = course.scale.num_tasks
     oracle = scripted_return("", tasks, LENGTH_PENALTY)
     found = {name: scripted_return(name, tasks, LENGTH_PENALTY) for name in HACKS}
-    rows = [{"plan": name, "return": value, "without the length penalty": scripted_return(name, tasks, 0.0)}
-            for name, value in {"fewest calls": oracle}.items()]  # fmt: skip
-    rows += [{"plan": name, "return": value, "without the length penalty": scripted_return(name, tasks, 0.0)}
-             for name, value in found.items()]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {"plan": name or "fewest calls", "return": scripted_return(name, tasks, LENGTH_PENALTY),
+         "without the length penalty": scripted_return(name, tasks, 0.0)}
+        for name in ("", *HACKS)
+    ]  # fmt: skip
     report.table("hacking", rows, f"R12. Mean returns of scripted plans with a length penalty of {LENGTH_PENALTY}.")
     highest = max(found.values())
     report.claims.append(

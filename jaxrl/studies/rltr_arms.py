@@ -10,7 +10,7 @@ from typing import Any
 from jaxrl.run.config import RunConfig, make_config
 
 SFT, RLTR, E2E, SUMMARISER = "SFT", "RLTR", "E2E", "summariser"
-FILTERED = f"{E2E}, verifiable queries only"
+WHOLE = f"{E2E}, whole pool"
 REWARDS: dict[str, dict[str, float]] = {  # R3: what each reward changes in RLTR's
     "completeness": {"env.repeat_penalty": 0.0, "env.error_penalty": 0.0},
     "+ repeats": {"env.error_penalty": 0.0},
@@ -127,19 +127,19 @@ def ppo_run(scale: Scale, num_updates: int) -> RunConfig:
     return make_config(_common(scale, "lm_ppo", num_updates, env, config, hparams))
 
 
-def end_to_end(scale: Scale, share: float, *, filtered: bool = False) -> dict[str, Any]:
+def end_to_end(scale: Scale, share: float, *, whole: bool = False) -> dict[str, Any]:
     """Settings of a planner that is rewarded for right answers, to the `share` of the pool that can be checked.
 
     Args:
         scale: the sizes.
         share: of verifiable queries.
-        filtered: it meets no others. An answer that cannot be checked earns nothing, so that otherwise most
-            conversations of an update teach it little more than the format.
+        whole: it meets the others too, which the stronger rival does not. An answer that cannot be checked earns
+            nothing and an ill-formed plan costs 1, so that what most conversations teach is to answer at once.
     """
     settings: dict[str, Any] = {"answers": True, "completeness_weight": 0.0, "answer_weight": 1.0}
-    if filtered:
-        return settings | {"num_queries": max(round(share * scale.num_queries), 1)}
-    return settings | {"verifiable_share": share}
+    if whole:
+        return settings | {"verifiable_share": share}
+    return settings | {"num_queries": max(round(share * scale.num_queries), 1)}
 
 
 def curve(run: RunConfig, every: int) -> RunConfig:
