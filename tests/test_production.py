@@ -12,8 +12,8 @@ from jaxrl.cli import app
 from jaxrl.data.files import open_recording
 from jaxrl.parts.buffers import ReplayConfig, make_replay
 from jaxrl.run import record as recorder
-from jaxrl.run.config import ConfigError
 from jaxrl.run.checkpoint import list_checkpoints
+from jaxrl.run.config import ConfigError
 from jaxrl.run.production import medium_checkpoint, produce, replay_episodes
 from jaxrl.run.runner import find_checkpoint
 from jaxrl.types import Transition

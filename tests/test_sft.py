@@ -89,7 +89,7 @@ def test_conversations_of_a_data_set():
     assert shape[1]["loss/imitation"].shape == ()
     assert SFT.specialise({"data": {"name": "mine.hdf5"}}).offline
     assert not SFT.specialise({}).offline
-    with pytest.raises(ValueError, match="needed: a data set.*int has no `demonstrate`"):
+    with pytest.raises(ValueError, match=r"needed: a data set.*int has no `demonstrate`"):
         demonstrate(0, data.env_params, jax.random.split(jax.random.key(0), 2), length)
 
 
