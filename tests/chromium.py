@@ -28,7 +28,7 @@ LAUNCH = """import os, sys
 os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execv(sys.argv[3], sys.argv[3:])"""
-SECONDS = 90.0  # for any answer, on a machine that is busy with other tests
+SECONDS = 180.0  # for any answer, on a machine that is busy with other tests
 
 
 class Page:
