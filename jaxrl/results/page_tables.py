@@ -17,7 +17,9 @@ PALETTE = 8  # colours of page.css
 
 def overview(groups: Sequence[Group], num_empty: int) -> HTML:
     runs = [run for group in groups for run in group.runs]
-    parts = [f"{_count(len(runs), 'run')} in {_count(len(groups), 'group')}; runs that differ only in the seed are one"]
+    parts = [
+        f"{_count(len(runs), 'run')} in {_count(len(groups), 'group')}; runs that differ only in the seed are one group"
+    ]
     parts += [f"{_count(num_empty, 'run')} without a row of metrics left out"] if num_empty else []
     lines = [f'<p class="note">{"; ".join(parts)}.</p>']
     for group in groups:
