@@ -116,7 +116,8 @@ def importance_section(groups: Sequence[Group], metric: str) -> HTML:
         for names in changed:
             values = [as_text(group.runs[0].settings.get(names[0], "absent")) for group, _ in rows]
             means = {
-                value: np.mean([s for v, s in zip(values, scores) if v == value]) for value in dict.fromkeys(values)
+                value: float(np.mean([s for v, s in zip(values, scores) if v == value]))
+                for value in dict.fromkeys(values)
             }
             shown = sorted(means.items(), key=lambda pair: -part.sign * pair[1])
             label = " = ".join(short_names(names).values())

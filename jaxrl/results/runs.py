@@ -35,7 +35,8 @@ class Timing:
                 knots = [knot for knot in knots if knot[0] < row["update"]]
             last = row["elapsed_seconds"]
             knots.append((row["update"], before + last))
-        return np.interp(updates, *zip(*knots))
+        at, elapsed = np.array(knots).T
+        return np.interp(updates, at, elapsed)
 
 
 @dataclasses.dataclass(frozen=True)
