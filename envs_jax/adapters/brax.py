@@ -115,7 +115,14 @@ def _calling_brax() -> Iterator[None]:
 def _make_task(task: str, physics: str) -> Any:
     """Brax's environment without wrappers."""
     try:
+        import mujoco
         from brax import envs
     except ImportError as error:
         raise ImportError("brax-* environments need brax: pip install 'brax>=0.14.2'") from error
-    return envs.get_environment(task, backend=physics)
+    # MuJoCo's compiler warns, past Python's own warnings, of an attribute in brax's model files.
+    told = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        return envs.get_environment(task, backend=physics)
+    finally:
+        mujoco.set_mju_user_warning(told)
