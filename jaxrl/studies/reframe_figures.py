@@ -32,7 +32,10 @@ def draw_all(
         return stratified_bootstrap(interquartile_mean, values)
 
     draw_bars(
-        {setting: {arm: middle(scores[setting][arm]) for arm in (PLAIN, MIXED, REFRAME)} for setting in scale.headline},
+        {
+            setting.replace("/", "\n"): {arm: middle(scores[setting][arm]) for arm in (PLAIN, MIXED, REFRAME)}
+            for setting in scale.headline
+        },
         add("scores.png", "Scores of Re:Frame, of the plain Decision Transformer, and of mixing."),
         ylabel="local-normalised score",
     )  # fmt: skip
