@@ -61,7 +61,7 @@ class Page:
 
     def open(self, path: Path) -> None:
         self.call("Page.navigate", url=path.resolve().as_uri())
-        self.until("document.documentElement.dataset.drawn")
+        self.until("document.documentElement?.dataset.drawn")  # there is no element while one page follows another
 
     def until(self, expression: str) -> Any:
         """Waits until an expression is true."""
