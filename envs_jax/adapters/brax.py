@@ -120,9 +120,10 @@ def _make_task(task: str, physics: str) -> Any:
     except ImportError as error:
         raise ImportError("brax-* environments need brax: pip install 'brax>=0.14.2'") from error
     # MuJoCo's compiler warns, past Python's own warnings, of an attribute in brax's model files.
-    told = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)
+    warnings_of: Any = mujoco  # its type stubs lack these two functions
+    told = warnings_of.get_mju_user_warning()
+    warnings_of.set_mju_user_warning(lambda text: None)
     try:
         return envs.get_environment(task, backend=physics)
     finally:
-        mujoco.set_mju_user_warning(told)
+        warnings_of.set_mju_user_warning(told)
