@@ -111,10 +111,11 @@ def make_dpo(config: DPOConfig, env: Any) -> Algorithm:
             rows = sample_rows(data.dataset, key, config.batch_size)  # of whole pairs: by their lengths
             pair = recorded_pairs(data.dataset, rows, length)
         else:
-            keys = jax.random.split(key, config.batch_size)
             if config.num_pairs:
                 numbers = jax.random.randint(key, (config.batch_size,), 0, config.num_pairs)
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(state.pairs, numbers)
+            else:
+                keys = jax.random.split(key, config.batch_size)
             pair = preferred(env, data.env_params, keys, length)
 
         def both(name: str) -> Array:
